@@ -1,0 +1,320 @@
+// Package sqlbroker is a broker whose queues are rows of a SQL database: of SQLite in the embedded default, where
+// nothing is installed, and of MySQL where there is no RabbitMQ. What was published survives what the database
+// survives.
+package sqlbroker
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlqueue"
+	"takeout/domain"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// ErrUnroutable says that no queue is bound to the topic of a message.
+var ErrUnroutable = errors.New("no queue is bound to the topic")
+
+// ErrClosed says that Close has begun.
+var ErrClosed = errors.New("the broker is closed")
+
+// Config changes how a Broker behaves; zero values are the defaults.
+type Config struct {
+	Prefetch      int           // the most messages in flight for each subscription, 200 if zero
+	DeliveryLimit int           // attempts after which a message is undeliverable, 50 if zero
+	NackDelay     time.Duration // how long a nacked message rests, 200 ms if zero
+	DrainTimeout  time.Duration // how long messages in flight may take when a subscriber closes, 20 s if zero
+}
+
+// Broker carries messages between the services as messaging.Broker says.
+type Broker struct {
+	db     *sqldb.DB
+	cfg    Config
+	logger *slog.Logger
+	bell   sqlqueue.Bell
+
+	publishing chan publishing
+	closing    chan struct{}
+	once       sync.Once
+	worker     sync.WaitGroup
+
+	mu       sync.Mutex
+	unbound  [][2]string // topic and queue of bindings that are not stored yet
+	trouble  error       // why the last statement failed
+	callers  sync.WaitGroup
+	isClosed bool
+}
+
+// Open returns a broker over the database at rawURL. It does not connect.
+func Open(rawURL string, cfg Config, logger *slog.Logger) (*Broker, error) {
+	db, err := sqldb.Open("broker", rawURL, logger)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Prefetch == 0 {
+		cfg.Prefetch = 200
+	}
+	if cfg.DeliveryLimit == 0 {
+		cfg.DeliveryLimit = 50
+	}
+	if cfg.NackDelay == 0 {
+		cfg.NackDelay = 200 * time.Millisecond
+	}
+	b := &Broker{db: db, cfg: cfg, logger: logger, publishing: make(chan publishing), closing: make(chan struct{})}
+	b.worker.Go(b.publishLoop)
+	return b, nil
+}
+
+// DB returns the database itself.
+func (b *Broker) DB() *sqldb.DB { return b.db }
+
+// Migrate brings the tables to what this program knows and returns the names of the migrations that it ran.
+func (b *Broker) Migrate(ctx context.Context) ([]string, error) {
+	schema, err := b.schema()
+	if err != nil {
+		return nil, err
+	}
+	return b.db.Migrate(ctx, schema)
+}
+
+// TakeBack makes every message that a dead process had taken available at once. It is right only where no other
+// process can be reading the queues.
+func (b *Broker) TakeBack(ctx context.Context) error {
+	return sqlqueue.TakeBack(ctx, b.db, "broker_message")
+}
+
+// CheckSchema returns nil if the tables are what this program knows.
+func (b *Broker) CheckSchema(ctx context.Context) error {
+	schema, err := b.schema()
+	if err != nil {
+		return err
+	}
+	return b.db.CheckSchema(ctx, schema)
+}
+
+func (b *Broker) schema() (sqldb.Schema, error) {
+	files, err := fs.Sub(migrations, "migrations")
+	return sqldb.Schema{Name: "broker", Files: files}, err
+}
+
+// Bind implements messaging.Broker.
+func (b *Broker) Bind(topic, queue string) error {
+	b.mu.Lock()
+	b.unbound = append(b.unbound, [2]string{topic, queue})
+	b.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := b.bind(ctx); err != nil {
+		b.setTrouble(err)
+		b.logger.Warn("a queue cannot be bound yet", "topic", topic, "queue", queue, "error", err)
+	}
+	return nil
+}
+
+// bind stores the bindings that are not stored yet.
+func (b *Broker) bind(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.unbound) > 0 {
+		_, err := b.db.Writer().ExecContext(ctx, "INSERT INTO broker_binding (topic, queue) VALUES (?, ?)",
+			b.unbound[0][0], b.unbound[0][1])
+		if err != nil && !b.db.IsDuplicate(err) {
+			return b.db.Error(err)
+		}
+		b.unbound = b.unbound[1:]
+	}
+	return nil
+}
+
+// WaitReady implements messaging.Broker.
+func (b *Broker) WaitReady(ctx context.Context) error {
+	for pause := 50 * time.Millisecond; b.Check() != nil; pause = min(2*pause, 5*time.Second) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		b.setTrouble(b.db.Ping(ctx))
+	}
+	return ctx.Err()
+}
+
+// Check implements messaging.Broker.
+func (b *Broker) Check() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.trouble
+}
+
+func (b *Broker) setTrouble(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if domain.KindOf(err) == domain.Unavailable || err == nil {
+		b.trouble = err
+	}
+}
+
+// publishing is one Publish that waits for its place in a transaction.
+type publishing struct {
+	topic    string
+	messages message.Messages
+	done     chan error
+}
+
+// Publish implements message.Publisher. Publishes that come at the same time share a transaction.
+func (b *Broker) Publish(topic string, messages ...*message.Message) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	b.mu.Lock()
+	if b.isClosed {
+		b.mu.Unlock()
+		return ErrClosed
+	}
+	b.callers.Add(1)
+	b.mu.Unlock()
+	defer b.callers.Done()
+	p := publishing{topic, messages, make(chan error, 1)}
+	b.publishing <- p
+	return <-p.done
+}
+
+func (b *Broker) publishLoop() {
+	for {
+		var group []publishing
+		select {
+		case p := <-b.publishing:
+			group = append(group, p)
+		case <-b.closing:
+			return
+		}
+	more:
+		for len(group) < 500 {
+			select {
+			case p := <-b.publishing:
+				group = append(group, p)
+			default:
+				break more
+			}
+		}
+		b.publish(group)
+	}
+}
+
+// publish stores the group in one transaction. If that fails for another reason than a database that is away, one of
+// the group may be to blame, and each gets a transaction of its own.
+func (b *Broker) publish(group []publishing) {
+	errs := make([]error, len(group))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := b.bind(ctx)
+	if err == nil {
+		err = b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error { return b.insert(ctx, tx, group, errs) })
+	}
+	b.setTrouble(err)
+	if err != nil && len(group) > 1 && domain.KindOf(err) != domain.Unavailable {
+		for _, p := range group {
+			b.publish([]publishing{p})
+		}
+		return
+	}
+	b.bell.Ring()
+	for i, p := range group {
+		p.done <- errors.Join(err, errs[i])
+	}
+}
+
+func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, errs []error) error {
+	queues := map[string][]string{}
+	var args []any
+	flush := func() error {
+		if len(args) == 0 {
+			return nil
+		}
+		_, err := tx.ExecContext(ctx, "INSERT INTO broker_message (queue, uuid, payload, metadata) VALUES (?, ?, ?, ?)"+
+			strings.Repeat(", (?, ?, ?, ?)", len(args)/4-1), args...)
+		args = args[:0]
+		return err
+	}
+	for i, p := range group {
+		errs[i] = nil
+		bound, known := queues[p.topic]
+		if !known {
+			var err error
+			if bound, err = b.queuesOf(ctx, tx, p.topic); err != nil {
+				return err
+			}
+			queues[p.topic] = bound
+		}
+		if len(bound) == 0 {
+			errs[i] = fmt.Errorf("%w %s", ErrUnroutable, p.topic)
+			continue
+		}
+		for _, msg := range p.messages {
+			metadata, err := json.Marshal(msg.Metadata)
+			if err != nil {
+				return err
+			}
+			for _, queue := range bound {
+				args = append(args, queue, msg.UUID, nonNil(msg.Payload), metadata)
+			}
+			if len(args) >= 4*200 {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return flush()
+}
+
+func nonNil(payload []byte) []byte {
+	if payload == nil {
+		return []byte{}
+	}
+	return payload
+}
+
+func (b *Broker) queuesOf(ctx context.Context, tx *sql.Tx, topic string) ([]string, error) {
+	rows, err := tx.QueryContext(ctx, "SELECT queue FROM broker_binding WHERE topic = ?", topic)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var queues []string
+	for rows.Next() {
+		var queue string
+		if err := rows.Scan(&queue); err != nil {
+			return nil, err
+		}
+		queues = append(queues, queue)
+	}
+	return queues, rows.Err()
+}
+
+// Close implements messaging.Broker. Subscribers are closed by those who took them, before.
+func (b *Broker) Close() error {
+	b.once.Do(func() {
+		b.mu.Lock()
+		b.isClosed = true
+		b.mu.Unlock()
+		b.callers.Wait()
+		close(b.closing)
+	})
+	b.worker.Wait()
+	return b.db.Close()
+}

@@ -1,0 +1,54 @@
+package sqlbroker
+
+import (
+	"context"
+	"sync"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"takeout/adapters/sqlqueue"
+)
+
+// Subscriber implements messaging.Broker.
+func (b *Broker) Subscriber() message.Subscriber { return &subscriber{broker: b} }
+
+type subscriber struct {
+	broker *Broker
+
+	mu      sync.Mutex
+	readers []*sqlqueue.Reader
+	closed  bool
+}
+
+func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *message.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	cfg := s.broker.cfg
+	reader := sqlqueue.NewReader(s.broker.db, sqlqueue.Config{
+		Table: "broker_message", Queue: queue, Bell: &s.broker.bell,
+		Window: cfg.Prefetch, DeliveryLimit: cfg.DeliveryLimit, Drain: cfg.DrainTimeout,
+		Backoff: func(int) int64 { return cfg.NackDelay.Microseconds() },
+	}, s.broker.logger.With("queue", queue))
+	messages, err := reader.Subscribe(ctx, queue)
+	if err != nil {
+		return nil, err
+	}
+	s.readers = append(s.readers, reader)
+	return messages, nil
+}
+
+func (s *subscriber) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	readers := s.readers
+	s.mu.Unlock()
+	var closing sync.WaitGroup
+	for _, r := range readers {
+		closing.Go(func() { _ = r.Close() })
+	}
+	closing.Wait()
+	return nil
+}

@@ -1,0 +1,137 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/pressly/goose/v3"
+)
+
+// Schema is a set of migrations: a folder for each dialect, and in it files as goose reads them.
+type Schema struct {
+	Name  string // of the set; its versions are kept in the table schema_<name>
+	Files fs.FS  // holds mysql/ and sqlite/
+}
+
+// ErrSchemaNewer says that the database was migrated by a newer program.
+var ErrSchemaNewer = errors.New("the schema is newer than this program")
+
+// ErrSchemaOlder says that migrations are missing.
+var ErrSchemaOlder = errors.New("the schema is older than this program; run: takeout migrate")
+
+// Migrate brings the database to the schemas' newest versions, and returns the names of the migrations that it ran.
+// It is safe in any number of processes at once. It fails with ErrSchemaNewer, and changes nothing, if a newer
+// program was here.
+func (db *DB) Migrate(ctx context.Context, schemas ...Schema) ([]string, error) {
+	if err := db.Prepare(); err != nil {
+		return nil, err
+	}
+	unlock, err := db.lockMigrations(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("migrate the %s database: %w", db.name, db.Error(err))
+	}
+	defer unlock()
+	var ran []string
+	for _, s := range schemas {
+		provider, err := db.provider(s)
+		if err != nil {
+			return ran, err
+		}
+		if err := db.refuseNewer(ctx, provider); err != nil {
+			return ran, err
+		}
+		results, err := provider.Up(ctx)
+		if err != nil {
+			return ran, fmt.Errorf("migrate the %s database: %w", db.name, db.Error(err))
+		}
+		for _, r := range results {
+			ran = append(ran, s.Name+"/"+r.Source.Path)
+		}
+	}
+	return ran, nil
+}
+
+// CheckSchema returns nil if the database is exactly at the schemas' newest versions, ErrSchemaOlder, ErrSchemaNewer
+// or an Unavailable error.
+func (db *DB) CheckSchema(ctx context.Context, schemas ...Schema) error {
+	for _, s := range schemas {
+		provider, err := db.provider(s)
+		if err != nil {
+			return err
+		}
+		if err := db.refuseNewer(ctx, provider); err != nil {
+			return err
+		}
+		pending, err := provider.HasPending(ctx)
+		if err != nil {
+			return fmt.Errorf("the %s database: %w", db.name, db.Error(err))
+		}
+		if pending {
+			return fmt.Errorf("the %s database: %w", db.name, ErrSchemaOlder)
+		}
+	}
+	return nil
+}
+
+func (db *DB) refuseNewer(ctx context.Context, provider *goose.Provider) error {
+	current, target, err := provider.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("the %s database: %w", db.name, db.Error(err))
+	}
+	if current > target {
+		return fmt.Errorf("the %s database is at version %d and this program knows %d: %w; start the newer program",
+			db.name, current, target, ErrSchemaNewer)
+	}
+	return nil
+}
+
+func (db *DB) provider(s Schema) (*goose.Provider, error) {
+	dialect := goose.DialectMySQL
+	if db.Engine == "sqlite" {
+		dialect = goose.DialectSQLite3
+	}
+	files, err := fs.Sub(s.Files, db.Engine)
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(dialect, db.write, files,
+		goose.WithTableName("schema_"+s.Name), goose.WithDisableGlobalRegistry(true))
+}
+
+// lockMigrations waits until this process is the only one that migrates. goose by itself lets several collide.
+func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if db.path != "" {
+		lock := flock.New(db.path + ".migrate.lock")
+		if _, err := lock.TryLockContext(ctx, 20*time.Millisecond); err != nil {
+			return nil, err
+		}
+		return func() { _ = lock.Unlock() }, nil
+	}
+	conn, err := db.write.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	const name = "CONCAT('takeout.migrate.', MD5(DATABASE()))" // a lock's name is the server's, not the database's
+	for {
+		// The driver gives up reading after 10 s, so waiting is asked for in shorter turns.
+		var got sql.NullInt64
+		if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK("+name+", 2)").Scan(&got); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		if got.Int64 == 1 {
+			break
+		}
+	}
+	return func() {
+		_, _ = conn.ExecContext(context.WithoutCancel(ctx), "DO RELEASE_LOCK("+name+")")
+		_ = conn.Close()
+	}, nil
+}

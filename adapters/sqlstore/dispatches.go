@@ -1,0 +1,184 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"math/rand/v2"
+
+	"takeout/adapters/sqldb"
+	"takeout/domain"
+	"takeout/domain/dispatch"
+	"takeout/domain/order"
+)
+
+// dispatches implements dispatch.Repository on platoon.
+type dispatches struct {
+	q  querier
+	db *sqldb.DB
+}
+
+func (r dispatches) Add(ctx context.Context, d dispatch.Dispatch) error {
+	_, err := r.q.ExecContext(ctx, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, "+
+		"placed_at, order_version, assigned_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		d.Job.OrderID.String(), d.CourierID.String(), d.State.String(), d.Job.Name, d.Job.Money.Amount(), d.Job.Money.Currency(),
+		d.Job.PlacedAt, d.Job.OrderVersion, d.AssignedAt)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "dispatched_before", "order %s has a courier", d.Job.OrderID)
+	}
+	return err
+}
+
+func (r dispatches) Get(ctx context.Context, id order.ID) (dispatch.Dispatch, error) {
+	var (
+		d                        dispatch.Dispatch
+		courier, state, currency string
+		amount                   int64
+	)
+	err := r.q.QueryRowContext(ctx, "SELECT takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at "+
+		"FROM platoon WHERE orderId = ?", id.String()).
+		Scan(&courier, &state, &d.Job.Name, &amount, &currency, &d.Job.PlacedAt, &d.Job.OrderVersion, &d.AssignedAt)
+	if errors.Is(err, sql.ErrNoRows) {
+		return d, domain.Errorf(domain.NotFound, "dispatch_not_found", "order %s has no dispatch", id)
+	}
+	if err != nil {
+		return d, err
+	}
+	var errs [2]error
+	d.CourierID, errs[0] = dispatch.ParseCourierID(courier)
+	d.Job.Money, errs[1] = domain.NewMoney(amount, currency)
+	if err := errors.Join(errs[:]...); err != nil {
+		return d, damaged("platoon", id.String(), err)
+	}
+	d.Job.OrderID, d.State = id, dispatch.RestoreState(state)
+	d.Job.PlacedAt, d.AssignedAt = d.Job.PlacedAt.UTC(), d.AssignedAt.UTC()
+	return d, nil
+}
+
+// couriers implements dispatch.Roster on courier.
+type couriers struct {
+	q  querier
+	db *sqldb.DB
+}
+
+func (r couriers) Add(ctx context.Context, c dispatch.Courier) error {
+	_, err := r.q.ExecContext(ctx, "INSERT INTO courier (courier_id, name, on_duty, capacity, active) VALUES (?, ?, ?, ?, 0)",
+		c.ID().String(), c.Name(), c.OnDuty(), c.Capacity())
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "courier_id_taken", "courier %s exists", c.ID())
+	}
+	return err
+}
+
+// load counts a courier's orders in platoon: the column active knows only those of couriers with a limit.
+const load = "(SELECT COUNT(*) FROM platoon WHERE takeout_userId = courier.courier_id AND state = 'assigned')"
+
+func (r couriers) List(ctx context.Context) ([]dispatch.Courier, error) {
+	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, name, on_duty, capacity, "+load+" FROM courier ORDER BY courier_id")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	roster := []dispatch.Courier{}
+	for rows.Next() {
+		c, err := scanCourier(rows)
+		if err != nil {
+			return nil, err
+		}
+		roster = append(roster, c)
+	}
+	return roster, rows.Err()
+}
+
+func (r couriers) Update(ctx context.Context, id dispatch.CourierID, change func(dispatch.Courier) (dispatch.Courier, error)) (dispatch.Courier, error) {
+	c, err := scanCourier(r.q.QueryRowContext(ctx,
+		"SELECT courier_id, name, on_duty, capacity, "+load+" FROM courier WHERE courier_id = ?"+r.db.ForUpdate, id.String()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, domain.Errorf(domain.NotFound, "courier_not_found", "there is no courier %s", id)
+	}
+	if err != nil {
+		return c, err
+	}
+	if c, err = change(c); err != nil {
+		return c, err
+	}
+	// A courier without a limit is not counted while orders are taken, so the count is made good here, where the
+	// lock keeps everybody else from taking this courier.
+	_, err = r.q.ExecContext(ctx, "UPDATE courier SET name = ?, on_duty = ?, capacity = ?, active = "+load+" WHERE courier_id = ?",
+		c.Name(), c.OnDuty(), c.Capacity(), id.String())
+	return c, err
+}
+
+// Take reads who could be taken without a lock, begins with one of them by chance, and takes the first who still can
+// be: only that courier's row is locked, and only shared if there is no count to keep.
+func (r couriers) Take(ctx context.Context) (dispatch.CourierID, error) {
+	candidates, err := r.candidates(ctx)
+	if err != nil {
+		return dispatch.CourierID{}, err
+	}
+	for i, start := 0, rand.IntN(max(len(candidates), 1)); i < len(candidates); i++ {
+		c := candidates[(start+i)%len(candidates)]
+		taken, err := r.take(ctx, c)
+		if err != nil {
+			return dispatch.CourierID{}, err
+		}
+		if taken {
+			return dispatch.ParseCourierID(c.id)
+		}
+	}
+	return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_courier", "no courier on duty has room for one more order")
+}
+
+type candidate struct {
+	id      string
+	limited bool
+}
+
+func (r couriers) candidates(ctx context.Context) ([]candidate, error) {
+	rows, err := r.q.QueryContext(ctx,
+		"SELECT courier_id, capacity > 0 FROM courier WHERE on_duty = 1 AND (capacity = 0 OR active < capacity)")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []candidate
+	for rows.Next() {
+		var c candidate
+		if err := rows.Scan(&c.id, &c.limited); err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	return all, rows.Err()
+}
+
+func (r couriers) take(ctx context.Context, c candidate) (bool, error) {
+	if c.limited {
+		result, err := r.q.ExecContext(ctx,
+			"UPDATE courier SET active = active + 1 WHERE courier_id = ? AND on_duty = 1 AND capacity > active", c.id)
+		if err != nil {
+			return false, err
+		}
+		n, err := result.RowsAffected()
+		return n == 1, err
+	}
+	var one int
+	err := r.q.QueryRowContext(ctx,
+		"SELECT 1 FROM courier WHERE courier_id = ? AND on_duty = 1 AND capacity = 0"+r.db.ForShare, c.id).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func scanCourier(row interface{ Scan(...any) error }) (dispatch.Courier, error) {
+	var (
+		id, name         string
+		onDuty           bool
+		capacity, active int
+	)
+	if err := row.Scan(&id, &name, &onDuty, &capacity, &active); err != nil {
+		return dispatch.Courier{}, err
+	}
+	return dispatch.RestoreCourier(id, name, onDuty, capacity, active), nil
+}

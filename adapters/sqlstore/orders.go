@@ -1,0 +1,162 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"takeout/adapters/sqldb"
+	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/order"
+)
+
+// orders implements order.Repository on order_info.
+type orders struct {
+	q  querier
+	db *sqldb.DB
+}
+
+const orderColumns = "orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at"
+
+func (r orders) Add(ctx context.Context, o *order.Order) error {
+	s := o.Snapshot()
+	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info ("+orderColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version,
+		sql.NullString{String: s.CourierID, Valid: s.CourierID != ""}, nullTime(s.AssignedAt), s.PlacedAt)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "order_id_taken", "order %s exists", s.ID)
+	}
+	return err
+}
+
+func (r orders) Get(ctx context.Context, id order.ID) (*order.Order, error) {
+	return r.get(ctx, id, "")
+}
+
+func (r orders) get(ctx context.Context, id order.ID, lock string) (*order.Order, error) {
+	o, err := scanOrder(r.q.QueryRowContext(ctx, "SELECT "+orderColumns+" FROM order_info WHERE orderId = ?"+lock, id.String()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, domain.Errorf(domain.NotFound, "order_not_found", "there is no order %s", id)
+	}
+	return o, err
+}
+
+func (r orders) Update(ctx context.Context, id order.ID, change func(*order.Order) bool) error {
+	o, err := r.get(ctx, id, r.db.ForUpdate)
+	if err != nil || !change(o) {
+		return err
+	}
+	s := o.Snapshot()
+	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?, version = ?, courier_id = ?, assigned_at = ? WHERE orderId = ?",
+		s.Status.String(), s.Version, sql.NullString{String: s.CourierID, Valid: s.CourierID != ""}, nullTime(s.AssignedAt), s.ID.String())
+	return err
+}
+
+func (r orders) List(ctx context.Context, q order.Query) (order.Page, error) {
+	query, args := "SELECT id, "+orderColumns+" FROM order_info WHERE 1 = 1", []any{}
+	if q.Status != (order.Status{}) {
+		query, args = query+" AND status = ?", append(args, q.Status.String())
+	}
+	if q.Before > 0 {
+		query, args = query+" AND id < ?", append(args, q.Before)
+	}
+	rows, err := r.q.QueryContext(ctx, query+" ORDER BY id DESC LIMIT ?", append(args, q.Limit+1)...)
+	if err != nil {
+		return order.Page{}, err
+	}
+	defer rows.Close()
+	var page order.Page
+	var last int64
+	for rows.Next() {
+		if len(page.Orders) == q.Limit {
+			page.Next = last
+			break
+		}
+		o, err := scanOrder(rows, &last)
+		if err != nil {
+			return order.Page{}, err
+		}
+		page.Orders = append(page.Orders, o)
+	}
+	return page, rows.Err()
+}
+
+// scanOrder reads orderColumns, after those that the caller wants to read before them.
+func scanOrder(row interface{ Scan(...any) error }, before ...any) (*order.Order, error) {
+	var (
+		s                    order.Snapshot
+		id, currency, status string
+		amount               int64
+		courier              sql.NullString
+		assigned             sql.NullTime
+	)
+	err := row.Scan(append(before, &id, &s.Name, &amount, &currency, &status, &s.Version, &courier, &assigned, &s.PlacedAt)...)
+	if err != nil {
+		return nil, err
+	}
+	var errs [3]error
+	s.ID, errs[0] = order.ParseID(id)
+	s.Money, errs[1] = domain.NewMoney(amount, currency)
+	s.Status, errs[2] = order.ParseStatus(status)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, damaged("order_info", id, err)
+	}
+	s.PlacedAt, s.CourierID, s.AssignedAt = s.PlacedAt.UTC(), courier.String, utc(assigned)
+	return order.Restore(s), nil
+}
+
+// damaged says that a row holds what this program never writes. The kind of the cause is not passed on: the row is
+// at fault, not the one who asks.
+func damaged(table, id string, cause error) error {
+	return &domain.Error{Kind: domain.Unknown, Code: "row_damaged", Message: "the row " + id + " of " + table + " is damaged: " + cause.Error()}
+}
+
+// answers implements app.Answers on idempotency_answer.
+type answers struct {
+	q  querier
+	db *sqldb.DB
+}
+
+func (r answers) Add(ctx context.Context, a app.Answer) error {
+	_, err := r.q.ExecContext(ctx, "INSERT INTO idempotency_answer (request_key, fingerprint, orderId, body, created_at) VALUES (?, ?, ?, ?, ?)",
+		[]byte(a.Key), a.Fingerprint[:], a.OrderID.String(), a.Body, now())
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "idempotency_key_used", "the Idempotency-Key was used before")
+	}
+	return err
+}
+
+func (r answers) Amend(ctx context.Context, key string, body []byte) error {
+	_, err := r.q.ExecContext(ctx, "UPDATE idempotency_answer SET body = ? WHERE request_key = ?", body, []byte(key))
+	return err
+}
+
+func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
+	a := app.Answer{Key: key}
+	var fingerprint []byte
+	var id string
+	err := r.q.QueryRowContext(ctx, "SELECT fingerprint, orderId, body FROM idempotency_answer WHERE request_key = ?", []byte(key)).
+		Scan(&fingerprint, &id, &a.Body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return a, domain.Errorf(domain.NotFound, "idempotency_key_unknown", "the Idempotency-Key was not used before")
+	}
+	if err != nil {
+		return a, err
+	}
+	copy(a.Fingerprint[:], fingerprint)
+	if a.OrderID, err = order.ParseID(id); err != nil {
+		return a, damaged("idempotency_answer", key, err)
+	}
+	return a, nil
+}
+
+func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+
+func utc(t sql.NullTime) time.Time {
+	if !t.Valid {
+		return time.Time{}
+	}
+	return t.Time.UTC()
+}

@@ -1,0 +1,136 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
+	"github.com/ThreeDotsLabs/watermill/components/forwarder"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+
+	"takeout/adapters/sqlqueue"
+	"takeout/domain/event"
+)
+
+// OutboxTopic is the topic that a forwarder subscribes to.
+const OutboxTopic = "outbox"
+
+// outbox stores events in the transaction tx, in the envelope that Watermill's forwarder opens again.
+type outbox struct {
+	tx   *sql.Tx
+	used bool
+}
+
+// Publish implements app.Outbox.
+func (o *outbox) Publish(ctx context.Context, events ...event.Event) error {
+	table, err := wsql.NewPublisher(executor{o.tx}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{}}, nil)
+	if err != nil {
+		return err
+	}
+	enveloped := forwarder.NewPublisher(table, forwarder.PublisherConfig{ForwarderTopic: OutboxTopic})
+	for _, e := range events {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return err
+		}
+		body, err := event.Encode("evt_"+id.String(), time.Now(), e)
+		if err != nil {
+			return err
+		}
+		msg := message.NewMessage("evt_"+id.String(), body)
+		msg.SetContext(ctx)
+		if err := enveloped.Publish(e.Key(), msg); err != nil {
+			return err
+		}
+		o.used = true
+	}
+	return nil
+}
+
+// executor lets watermill-sql use our transaction, and nothing else of it.
+type executor struct{ tx *sql.Tx }
+
+func (e executor) ExecContext(ctx context.Context, query string, args ...any) (wsql.Result, error) {
+	return e.tx.ExecContext(ctx, query, args...)
+}
+
+func (e executor) QueryContext(ctx context.Context, query string, args ...any) (wsql.Rows, error) {
+	return e.tx.QueryContext(ctx, query, args...)
+}
+
+// outboxSchema tells watermill-sql's Publisher how to insert into our outbox table. The payload column is binary:
+// a JSON column rewrites the bytes, and signatures would break. It is not for watermill-sql's Subscriber, whose
+// locking read stops new orders while the broker is away, and whose adapters lose rows; a sqlqueue.Reader reads.
+type outboxSchema struct{}
+
+// InsertQuery implements wsql.SchemaAdapter.
+func (outboxSchema) InsertQuery(p wsql.InsertQueryParams) (wsql.Query, error) {
+	created := now()
+	args := make([]any, 0, 4*len(p.Msgs))
+	for _, msg := range p.Msgs {
+		var metadata []byte
+		if len(msg.Metadata) > 0 {
+			var err error
+			if metadata, err = json.Marshal(msg.Metadata); err != nil {
+				return wsql.Query{}, err
+			}
+		}
+		args = append(args, msg.UUID, []byte(msg.Payload), metadata, created)
+	}
+	return wsql.Query{
+		Query: "INSERT INTO outbox (uuid, payload, metadata, created_at) VALUES (?, ?, ?, ?)" +
+			strings.Repeat(", (?, ?, ?, ?)", len(p.Msgs)-1),
+		Args: args,
+	}, nil
+}
+
+var errPublisherOnly = errors.New("the outbox is read by Messages.Outbox")
+
+// SelectQuery implements wsql.SchemaAdapter.
+func (outboxSchema) SelectQuery(wsql.SelectQueryParams) (wsql.Query, error) {
+	return wsql.Query{}, errPublisherOnly
+}
+
+// UnmarshalMessage implements wsql.SchemaAdapter.
+func (outboxSchema) UnmarshalMessage(wsql.UnmarshalMessageParams) (wsql.Row, error) {
+	return wsql.Row{}, errPublisherOnly
+}
+
+// SchemaInitializingQueries implements wsql.SchemaAdapter: migrations make the table.
+func (outboxSchema) SchemaInitializingQueries(wsql.SchemaInitializingQueriesParams) ([]wsql.Query, error) {
+	return nil, nil
+}
+
+// SubscribeIsolationLevel implements wsql.SchemaAdapter.
+func (outboxSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.LevelReadCommitted }
+
+// Outbox returns a reader of the events in the outbox, for a forwarder. ready waits until they can be sent: rows are
+// not taken while it waits.
+func (m *Messages) Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader {
+	return sqlqueue.NewReader(m.db, sqlqueue.Config{
+		Table: "outbox", Bell: &m.bell, Ready: ready, OnSettled: onSettled, Drain: relayDrain,
+	}, logger)
+}
+
+// relayDrain is how long a closing relay waits for confirms. What is not confirmed by then is sent again.
+const relayDrain = 5 * time.Second
+
+// Pending returns how many events wait in the outbox, counting no further than limit, and since when the oldest
+// does; zero if none does.
+func (m *Messages) Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error) {
+	err = m.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT ?) pending", limit).Scan(&count)
+	if err != nil || count == 0 {
+		return 0, time.Time{}, m.db.Error(err)
+	}
+	err = m.db.Reader().QueryRowContext(ctx, "SELECT created_at FROM outbox ORDER BY id LIMIT 1").Scan(&oldest)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, time.Time{}, nil
+	}
+	return count, oldest.UTC(), m.db.Error(err)
+}

@@ -1,0 +1,171 @@
+// Package sqlstore keeps each service's state in its own database, together with its inbox, its outbox and the
+// messages that its consumers gave up on.
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/google/uuid"
+
+	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlqueue"
+	"takeout/app"
+	"takeout/domain"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// Store is one service's database.
+type Store[T any] struct {
+	*Messages
+
+	db     *sqldb.DB
+	schema []sqldb.Schema
+	bind   func(q querier, outbox app.Outbox) T
+}
+
+// Messages is the part of a service's database that has to do with messages.
+type Messages struct {
+	db   *sqldb.DB
+	bell sqlqueue.Bell // rung when rows were committed to the outbox
+}
+
+// querier is a transaction, or the pool when there is none.
+type querier interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// OpenOrders returns the order service's database. It does not connect.
+func OpenOrders(rawURL string, logger *slog.Logger) (*Store[app.OrderTx], error) {
+	return open("order", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.OrderTx {
+		return func(q querier, outbox app.Outbox) app.OrderTx {
+			return app.OrderTx{Orders: orders{q, db}, Answers: answers{q, db}, Outbox: outbox}
+		}
+	})
+}
+
+// OpenDispatches returns the dispatch service's database. It does not connect.
+func OpenDispatches(rawURL string, logger *slog.Logger) (*Store[app.DispatchTx], error) {
+	return open("dispatch", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.DispatchTx {
+		return func(q querier, outbox app.Outbox) app.DispatchTx {
+			return app.DispatchTx{Dispatches: dispatches{q, db}, Couriers: couriers{q, db}, Outbox: outbox}
+		}
+	})
+}
+
+func open[T any](service, rawURL string, logger *slog.Logger, bind func(*sqldb.DB) func(querier, app.Outbox) T) (*Store[T], error) {
+	db, err := sqldb.Open(service, rawURL, logger)
+	if err != nil {
+		return nil, err
+	}
+	schema := make([]sqldb.Schema, 0, 2)
+	for _, name := range []string{"messaging", service} {
+		files, err := fs.Sub(migrations, "migrations/"+name)
+		if err != nil {
+			return nil, err
+		}
+		schema = append(schema, sqldb.Schema{Name: name, Files: files})
+	}
+	return &Store[T]{Messages: &Messages{db: db}, db: db, schema: schema, bind: bind(db)}, nil
+}
+
+// DB returns the database itself.
+func (m *Messages) DB() *sqldb.DB { return m.db }
+
+// Migrate brings the tables to what this program knows, and marks the database as this service's. It returns the
+// names of the migrations that it ran. It refuses a database that belongs to another service.
+func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
+	ran, err := s.db.Migrate(ctx, s.schema...)
+	if err != nil {
+		return ran, err
+	}
+	return ran, s.claim(ctx)
+}
+
+// claim writes the service's name into the database, or compares it with the one that is there.
+func (s *Store[T]) claim(ctx context.Context) error {
+	return s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var owner string
+		err := tx.QueryRowContext(ctx, "SELECT service FROM owner"+s.db.ForUpdate).Scan(&owner)
+		if errors.Is(err, sql.ErrNoRows) {
+			_, err = tx.ExecContext(ctx, "INSERT INTO owner (service, database_id, created_at) VALUES (?, ?, ?)",
+				s.db.Name(), uuid.NewString(), now())
+			if s.db.IsDuplicate(err) { // another process of this service was faster
+				return nil
+			}
+			return err
+		}
+		if err == nil && owner != s.db.Name() {
+			return fmt.Errorf("the %s database %s belongs to the %s service; each service needs a database of its own",
+				s.db.Name(), s.db.Target(), owner)
+		}
+		return err
+	})
+}
+
+// TakeBack makes every event that a dead relay had taken available at once. It is right only where no other process
+// can be relaying from this database.
+func (m *Messages) TakeBack(ctx context.Context) error { return sqlqueue.TakeBack(ctx, m.db, "outbox") }
+
+// CheckSchema returns nil if the tables are what this program knows.
+func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSchema(ctx, s.schema...) }
+
+// InTx implements app.Store.
+func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
+	var out *outbox
+	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		out = &outbox{tx: tx}
+		if d, ok := app.DeliveryFrom(ctx); ok {
+			if err := recordDelivery(ctx, s.db, tx, d); err != nil {
+				return err
+			}
+		}
+		return fn(ctx, s.bind(tx, out))
+	})
+	if err == nil && out.used {
+		s.bell.Ring()
+	}
+	return err
+}
+
+// View implements app.Store.
+func (s *Store[T]) View(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
+	return s.db.Error(fn(ctx, s.bind(s.db.Reader(), nil)))
+}
+
+// recordDelivery writes the inbox row of the delivery. The insert waits for a transaction that handles the same
+// message at this moment, and then finds what it did.
+func recordDelivery(ctx context.Context, db *sqldb.DB, tx *sql.Tx, d app.Delivery) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO inbox (consumer, event_id, body_hash, handled_at) VALUES (?, ?, ?, ?)",
+		d.Consumer, d.EventID, d.Hash[:], now())
+	if !db.IsDuplicate(err) {
+		return err
+	}
+	var hash []byte
+	err = tx.QueryRowContext(ctx, "SELECT body_hash FROM inbox WHERE consumer = ? AND event_id = ?",
+		d.Consumer, d.EventID).Scan(&hash)
+	if err != nil {
+		return err
+	}
+	if string(hash) != string(d.Hash[:]) {
+		return domain.Errorf(domain.Invalid, "event_id_reused",
+			"event %s was handled before with another body", d.EventID)
+	}
+	return app.ErrDuplicate
+}
+
+// Close closes the database.
+func (m *Messages) Close() error { return m.db.Close() }
+
+// now is the time that goes into business columns: UTC, to the microsecond.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

@@ -1,0 +1,155 @@
+// Package order is the order: what a customer asked for, what it costs, and how far it has come.
+package order
+
+import (
+	"context"
+	"time"
+
+	"takeout/domain"
+)
+
+// ID names an order: 1 to 64 of A-Z a-z 0-9 _ and -. Only ParseID makes one from outside text.
+type ID struct{ s string }
+
+// ParseID returns the id, or an Invalid error.
+func ParseID(s string) (ID, error) {
+	if err := domain.CheckID("order_id", s); err != nil {
+		return ID{}, err
+	}
+	return ID{s}, nil
+}
+
+// String returns the id as text, empty for the zero ID.
+func (id ID) String() string { return id.s }
+
+// Status is how far an order has come. It is a struct so that no other value than these can exist.
+type Status struct{ s string }
+
+// The statuses.
+var (
+	Placed     = Status{"placed"}
+	Dispatched = Status{"dispatched"}
+	Delivered  = Status{"delivered"}
+	Cancelled  = Status{"cancelled"}
+)
+
+// ParseStatus returns the status of that name, or an Invalid error.
+func ParseStatus(s string) (Status, error) {
+	for _, known := range []Status{Placed, Dispatched, Delivered, Cancelled} {
+		if known.s == s {
+			return known, nil
+		}
+	}
+	return Status{}, domain.InvalidField("status", "status_unknown",
+		"status must be placed, dispatched, delivered or cancelled")
+}
+
+// String returns the status' name.
+func (s Status) String() string { return s.s }
+
+// MaxName is the longest name of an order in code points.
+const MaxName = 30
+
+// Order is one order. A value outside this package is always valid: Place and Restore are the only ways to get
+// one, and its methods the only ways to change it.
+type Order struct {
+	id        ID
+	name      string
+	money     domain.Money
+	placedAt  time.Time
+	status    Status
+	version   int64
+	courierID string
+	assigned  time.Time
+}
+
+// Place returns a new order with status placed and version 1. The name is 1 to MaxName code points that people
+// can read; the time is kept in UTC to the microsecond, as the databases do. It is Invalid otherwise.
+func Place(id ID, name string, money domain.Money, at time.Time) (*Order, error) {
+	if id == (ID{}) {
+		return nil, domain.InvalidField("order_id", "order_id_invalid", "order_id must not be empty")
+	}
+	if err := domain.CheckName("name", name, MaxName); err != nil {
+		return nil, err
+	}
+	if money.IsZero() {
+		return nil, domain.InvalidField("amount", "amount_out_of_range", "an order costs something")
+	}
+	return &Order{
+		id: id, name: name, money: money, placedAt: at.UTC().Truncate(time.Microsecond),
+		status: Placed, version: 1,
+	}, nil
+}
+
+// Snapshot is everything an Order holds, for those who store or show one.
+type Snapshot struct {
+	ID         ID
+	Name       string
+	Money      domain.Money
+	PlacedAt   time.Time // UTC
+	Status     Status
+	Version    int64     // 1 when placed, one more with each change
+	CourierID  string    // empty until dispatched
+	AssignedAt time.Time // zero until dispatched, UTC
+}
+
+// Snapshot returns what the order holds now.
+func (o *Order) Snapshot() Snapshot {
+	return Snapshot{o.id, o.name, o.money, o.placedAt, o.status, o.version, o.courierID, o.assigned}
+}
+
+// AsPlaced returns what the order held when it was placed.
+func (o *Order) AsPlaced() Snapshot {
+	return Snapshot{ID: o.id, Name: o.name, Money: o.money, PlacedAt: o.placedAt, Status: Placed, Version: 1}
+}
+
+// Restore returns the order that a store kept. It is for stores only: it trusts what Snapshot once gave.
+func Restore(s Snapshot) *Order {
+	return &Order{s.ID, s.Name, s.Money, s.PlacedAt, s.Status, s.Version, s.CourierID, s.AssignedAt}
+}
+
+// SameRequest reports whether both orders ask for the same: same id, name and money. How far they have come and
+// when they were placed does not matter.
+func (o *Order) SameRequest(other *Order) bool {
+	return o.id == other.id && o.name == other.name && o.money == other.money
+}
+
+// MarkDispatched records the courier who was assigned. It reports whether the order changed: an order that is
+// already past that point, or cancelled, stays as it is, because an assignment that comes late or again says
+// nothing new.
+func (o *Order) MarkDispatched(courierID string, at time.Time) bool {
+	if o.status != Placed {
+		return false
+	}
+	o.status = Dispatched
+	o.courierID = courierID
+	o.assigned = at.UTC().Truncate(time.Microsecond)
+	o.version++
+	return true
+}
+
+// Query asks for a page of orders, newest first.
+type Query struct {
+	Status Status // zero for any
+	Before int64  // Row of the last order of the page before, zero for the first page
+	Limit  int
+}
+
+// Page is a part of a list.
+type Page struct {
+	Orders []*Order
+	Next   int64 // Before of the next page, zero if this is the last
+}
+
+// Repository stores orders. It is bound to the transaction that it was made for.
+type Repository interface {
+	// Add stores a new order. Conflict if the id is taken.
+	Add(ctx context.Context, o *Order) error
+	// Get returns the order. NotFound if there is none.
+	Get(ctx context.Context, id ID) (*Order, error)
+	// Update locks the order, lets change modify it, and saves it if change reports true. NotFound if there is
+	// none.
+	Update(ctx context.Context, id ID, change func(*Order) bool) error
+	// List returns a page of orders, newest first.
+	List(ctx context.Context, q Query) (Page, error)
+}

@@ -1,0 +1,328 @@
+package messaging
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+
+	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/event"
+)
+
+const (
+	// immediateTries is how often a message is tried in a row before it is given up.
+	immediateTries = 4
+	// firstRetry is the time before the second try. Each further one comes after twice the time, and each after a
+	// random part of it, so that messages which failed together do not fail together again.
+	firstRetry = 100 * time.Millisecond
+	// longestPause is the most that a consumer waits before it tries whether what was away is back.
+	longestPause = 5 * time.Second
+)
+
+// Consumers runs the routes of this process.
+type Consumers struct {
+	router   *message.Router
+	stopping chan struct{}
+	once     sync.Once
+	metrics  *Metrics
+	logger   *slog.Logger
+}
+
+// NewConsumers returns an empty set of consumers. closeTimeout is how long Close waits for messages in flight.
+func NewConsumers(closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(logger))
+	if err != nil {
+		return nil, err
+	}
+	return &Consumers{router: router, stopping: make(chan struct{}), metrics: metrics, logger: logger}, nil
+}
+
+// Add makes the route's queue feed its use case. What the use case cannot handle is kept in failures, which is in
+// the database that the use case writes to: while that is away nothing can be kept, and nothing needs to be.
+func (c *Consumers) Add(route Route, subscriber message.Subscriber, failures app.Failures) {
+	consumer := &consumer{
+		Consumers: c, route: route, failures: failures,
+		logger: c.logger.With("handler", route.Queue),
+	}
+	consumer.pause.logger = consumer.logger
+	handler := c.router.AddConsumerHandler(route.Queue, route.Queue, subscriber, func(msg *message.Message) error {
+		return route.handle(msg, route.Queue)
+	})
+	handler.AddMiddleware(
+		consumer.keep,        // gave up: store the message for a person
+		consumer.retry,       // what may pass: try again, or wait
+		middleware.Recoverer, // a panic is an error like any other
+		consumer.deduplicate, // done before is done; the transaction decides, by its inbox row
+	)
+}
+
+// Run handles messages until Close.
+func (c *Consumers) Run() error {
+	// The context of Run would stop everything at once and in no order.
+	return c.router.Run(context.Background())
+}
+
+// Running is closed when the consumers have begun.
+func (c *Consumers) Running() <-chan struct{} { return c.router.Running() }
+
+// Close takes no new messages, lets those in flight finish, and gives back those that wait for a better time.
+func (c *Consumers) Close() error {
+	c.once.Do(func() { close(c.stopping) })
+	return c.router.Close()
+}
+
+// consumer is one route at work.
+type consumer struct {
+	*Consumers
+	route    Route
+	failures app.Failures
+	pause    pause
+	logger   *slog.Logger
+}
+
+// handler decodes a message and calls the use case with what it says. That a message takes effect once is the
+// use case's transaction's doing: the context tells it which delivery it is.
+func handler[E event.Event](useCase func(context.Context, E) error) func(*message.Message, string) error {
+	return func(msg *message.Message, queue string) error {
+		envelope, e, err := event.Decode[E](msg.UUID, msg.Payload)
+		if err != nil {
+			return err
+		}
+		msg.SetContext(app.WithDelivery(msg.Context(), app.Delivery{
+			Consumer: queue, EventID: envelope.ID, Hash: sha256.Sum256(msg.Payload), OrderID: envelope.Subject,
+		}))
+		return useCase(msg.Context(), e)
+	}
+}
+
+// deduplicate settles a message that was handled before. It remembers nothing itself, because only the transaction
+// that does the work can remember it reliably: a mark set before loses the message when the work fails, and one set
+// after it can be missing.
+func (c *consumer) deduplicate(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		began := time.Now()
+		_, err := next(msg)
+		duplicate := errors.Is(err, app.ErrDuplicate)
+		if err != nil && !duplicate {
+			return nil, err
+		}
+		c.metrics.handled(c.route.Queue, duplicate, time.Since(began))
+		c.logger.Info("event handled", c.about(msg, "duplicate", duplicate, "took", time.Since(began).String())...)
+		return nil, nil
+	}
+}
+
+// givenUp is an error after which a message is not tried again.
+type givenUp struct {
+	error
+	class    class
+	attempts int
+}
+
+func (e givenUp) Unwrap() error { return e.error }
+
+// retry tries a message until it is handled, cannot be, or the consumer stops.
+func (c *consumer) retry(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		for attempt := 1; ; {
+			if err := c.pause.wait(c.stopping); err != nil {
+				return nil, err
+			}
+			_, err := next(msg)
+			class := classify(err)
+			if class != infrastructure {
+				c.pause.over()
+			}
+			switch class {
+			case done:
+				return nil, nil
+			case shutdown:
+				return nil, err
+			case permanent:
+				return nil, givenUp{err, class, attempt}
+			case infrastructure:
+				c.pause.begin(err)
+				continue
+			}
+			if attempt == immediateTries {
+				return nil, givenUp{err, class, attempt}
+			}
+			c.logger.Warn("an attempt failed and is repeated", c.about(msg, "attempt", attempt, "error", brief(err))...)
+			if !sleep(c.stopping, jitter(firstRetry<<(attempt-1))) {
+				return nil, errStopping
+			}
+			attempt++
+		}
+	}
+}
+
+// keep stores a message that was given up, and only then lets it be acked.
+func (c *consumer) keep(next message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		var err error
+		if reason := msg.Metadata.Get(app.MetadataUndeliverable); reason != "" {
+			err = givenUp{domain.Errorf(domain.Unknown, "delivery_limit", "%s", reason), undeliverable, 0}
+		} else {
+			_, err = next(msg)
+		}
+		gaveUp, ok := errors.AsType[givenUp](err)
+		if !ok {
+			return nil, err
+		}
+		for {
+			err := c.failures.Keep(context.WithoutCancel(msg.Context()), c.failure(msg, gaveUp))
+			if err == nil {
+				c.metrics.kept(c.route.Queue, string(gaveUp.class))
+				c.logger.Error("a message was given up and is kept for a person",
+					c.about(msg, "class", gaveUp.class, "attempts", gaveUp.attempts, "error", brief(gaveUp.error))...)
+				return nil, nil
+			}
+			c.pause.begin(err)
+			if err := c.pause.wait(c.stopping); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+func (c *consumer) failure(msg *message.Message, e givenUp) app.Failure {
+	f := app.Failure{
+		Consumer: c.route.Queue, MessageID: msg.UUID, Class: string(e.class), Code: "unexpected", Error: brief(e.error),
+		Attempts: e.attempts, Headers: maps.Clone(msg.Metadata), Payload: msg.Payload, OrderID: orderID(msg),
+	}
+	if known, ok := errors.AsType[*domain.Error](e.error); ok {
+		f.Code = known.Code
+	}
+	return f
+}
+
+// about says in the log which message it is.
+func (c *consumer) about(msg *message.Message, more ...any) []any {
+	return append([]any{"message_id", msg.UUID, "order_id", orderID(msg)}, more...)
+}
+
+// orderID is the order that the message is about, as far as that can be told.
+func orderID(msg *message.Message) string {
+	if d, ok := app.DeliveryFrom(msg.Context()); ok {
+		return d.OrderID
+	}
+	return event.SubjectOf(msg.Payload)
+}
+
+// brief is an error without the stack of a panic.
+func brief(err error) string {
+	if panicked, ok := errors.AsType[middleware.RecoveredPanicError](err); ok {
+		err = domain.Errorf(domain.Unknown, "panic", "panic: %v", panicked.V)
+	}
+	text := err.Error()
+	return text[:min(len(text), 512)]
+}
+
+// pause holds a consumer's messages back while what they need is away.
+type pause struct {
+	logger *slog.Logger
+
+	mu       sync.Mutex
+	failures int
+	until    time.Time
+}
+
+// begin makes everybody wait, longer each time in a row that nothing has become better.
+func (p *pause) begin(cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Now().Before(p.until) {
+		return // others who were under way found the same
+	}
+	if p.failures == 0 {
+		p.logger.Warn("the consumer pauses; no message is lost and no attempt is spent", "error", brief(cause))
+	}
+	p.failures++
+	p.until = time.Now().Add(jitter(min(firstRetry<<min(p.failures, 10), longestPause)))
+}
+
+// over ends the pause.
+func (p *pause) over() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failures > 0 {
+		p.logger.Info("the consumer goes on")
+	}
+	p.failures, p.until = 0, time.Time{}
+}
+
+func (p *pause) wait(stopping <-chan struct{}) error {
+	p.mu.Lock()
+	rest := time.Until(p.until)
+	p.mu.Unlock()
+	if !sleep(stopping, rest) {
+		return errStopping
+	}
+	return nil
+}
+
+// sleep waits, and reports false if the consumer stops.
+func sleep(stopping <-chan struct{}, d time.Duration) bool {
+	if d <= 0 {
+		select {
+		case <-stopping:
+			return false
+		default:
+			return true
+		}
+	}
+	select {
+	case <-stopping:
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// jitter is a random time between half of d and d.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+
+// watermillLogger gives Watermill's own lines to the log. Its errors are mostly about messages that come back, and
+// some of its fields are payloads.
+func watermillLogger(logger *slog.Logger) watermill.LoggerAdapter { return quietLogger{logger} }
+
+type quietLogger struct{ *slog.Logger }
+
+func (l quietLogger) Error(msg string, err error, fields watermill.LogFields) {
+	if errors.Is(err, errStopping) {
+		return
+	}
+	l.Logger.Debug("watermill: "+msg, append(attrs(fields), "error", err)...)
+}
+
+func (l quietLogger) Info(msg string, fields watermill.LogFields) {
+	l.Logger.Debug("watermill: "+msg, attrs(fields)...)
+}
+
+func (l quietLogger) Debug(string, watermill.LogFields) {}
+
+func (l quietLogger) Trace(string, watermill.LogFields) {}
+
+func (l quietLogger) With(fields watermill.LogFields) watermill.LoggerAdapter {
+	return quietLogger{l.Logger.With(attrs(fields)...)}
+}
+
+func attrs(fields watermill.LogFields) []any {
+	var out []any
+	for name, value := range fields {
+		if name != "payload" && name != "metadata" {
+			out = append(out, name, value)
+		}
+	}
+	return out
+}

@@ -1,0 +1,43 @@
+package messaging
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics counts what consumers do.
+type Metrics struct {
+	handledTotal *prometheus.CounterVec
+	keptTotal    *prometheus.CounterVec
+	seconds      *prometheus.HistogramVec
+}
+
+// NewMetrics registers the consumers' metrics.
+func NewMetrics(registry prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		handledTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "takeout_handled_total", Help: "Messages handled, by handler and whether they had been handled before.",
+		}, []string{"handler", "duplicate"}),
+		keptTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "takeout_failures_total", Help: "Messages given up and kept for a person, by handler and class of error.",
+		}, []string{"handler", "class"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "takeout_handling_seconds", Help: "Time from a message's delivery to the end of its handling, retries included.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60},
+		}, []string{"handler"}),
+	}
+	registry.MustRegister(m.handledTotal, m.keptTotal, m.seconds)
+	return m
+}
+
+func (m *Metrics) handled(handler string, duplicate bool, took time.Duration) {
+	label := "false"
+	if duplicate {
+		label = "true"
+	}
+	m.handledTotal.WithLabelValues(handler, label).Inc()
+	m.seconds.WithLabelValues(handler).Observe(took.Seconds())
+}
+
+func (m *Metrics) kept(handler, class string) { m.keptTotal.WithLabelValues(handler, class).Inc() }

@@ -1,0 +1,64 @@
+package messaging
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/components/forwarder"
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// OutboxRelay carries one outbox's events to the broker: Watermill's forwarder between a reader that takes rows and
+// deletes those that were acked, and a broker whose Publish returns when it has them for sure.
+type OutboxRelay struct{ forwarder *forwarder.Forwarder }
+
+// NewOutboxRelay returns a relay of the outbox of that name. topic is what the reader is subscribed to. closeTimeout is
+// how long Close waits for messages in flight.
+func NewOutboxRelay(name, topic string, outbox message.Subscriber, broker Broker, closeTimeout time.Duration, logger *slog.Logger) (*OutboxRelay, error) {
+	logger = logger.With("relay", name)
+	f, err := forwarder.NewForwarder(outbox, &reportingPublisher{Publisher: broker, logger: logger}, watermillLogger(logger),
+		forwarder.Config{ForwarderTopic: topic, CloseTimeout: closeTimeout})
+	if err != nil {
+		return nil, err
+	}
+	return &OutboxRelay{f}, nil
+}
+
+// Run carries events until Close.
+func (r *OutboxRelay) Run() error { return r.forwarder.Run(context.Background()) }
+
+// Running is closed when the relay has begun.
+func (r *OutboxRelay) Running() <-chan struct{} { return r.forwarder.Running() }
+
+// Close takes no more events and waits for the answers to those that are under way.
+func (r *OutboxRelay) Close() error { return r.forwarder.Close() }
+
+// reportingPublisher says once that events cannot be published, and once that they can again: a broker that goes
+// away does so for a thousand events at a time.
+type reportingPublisher struct {
+	message.Publisher
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	failing bool
+}
+
+func (p *reportingPublisher) Publish(topic string, messages ...*message.Message) error {
+	err := p.Publisher.Publish(topic, messages...)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if failing := err != nil; failing != p.failing {
+		p.failing = failing
+		if failing {
+			p.logger.Warn("events cannot be published; they stay in the outbox and are sent again", "error", err)
+		} else {
+			p.logger.Info("events are published again")
+		}
+	}
+	return err
+}
+
+// Close does nothing: the broker serves others too.
+func (p *reportingPublisher) Close() error { return nil }

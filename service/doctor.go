@@ -1,0 +1,99 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"takeout/adapters/sqldb"
+	"takeout/app"
+	"takeout/ports/messaging"
+)
+
+// Finding is what Doctor says about one dependency.
+type Finding struct {
+	What   string `json:"what"`
+	Where  string `json:"where"`
+	OK     bool   `json:"ok"`
+	Cause  string `json:"cause,omitempty"` // what is wrong
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Doctor examines each thing that a process with this configuration depends on. It changes nothing.
+func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
+	if err := cfg.Validate(); err != nil {
+		return []Finding{{What: "configuration", Cause: err.Error(), Remedy: "correct the setting; takeout serve --help shows all"}}
+	}
+	findings := []Finding{{What: "configuration", OK: true}}
+	s := &Service{cfg: cfg, logger: logger, failures: map[messaging.Role]app.Failures{}}
+	defer func() { _ = s.stop() }()
+	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
+		return append(findings, Finding{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})
+	}
+	for _, t := range s.tables() {
+		findings = append(findings, examineDatabase(ctx, t))
+	}
+	if _, ok := s.broker.(tables); !ok {
+		findings = append(findings, s.examineBroker(ctx))
+	}
+	return append(findings, examineAddress(ctx, cfg.HTTPAddr))
+}
+
+func examineDatabase(ctx context.Context, t tables) Finding {
+	db := t.DB()
+	f := Finding{What: db.Name() + " database", Where: db.Target()}
+	if db.Missing() {
+		f.OK, f.Cause = true, "the file does not exist yet; takeout serve makes it"
+		return f
+	}
+	ping, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := db.Ping(ping)
+	if err == nil {
+		err = t.CheckSchema(ping)
+	}
+	switch {
+	case err == nil:
+		f.OK = true
+		return f
+	case errors.Is(err, sqldb.ErrSchemaOlder):
+		f.Remedy = "run: takeout migrate"
+	case errors.Is(err, sqldb.ErrSchemaNewer):
+		f.Remedy = "start the newer program, or restore the database from before it ran"
+	default:
+		f.Remedy = db.Remedy(err)
+	}
+	f.Cause = err.Error()
+	return f
+}
+
+func (s *Service) examineBroker(ctx context.Context) Finding {
+	f := Finding{What: "broker", Where: maskPassword(s.cfg.BrokerURL)}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := s.broker.WaitReady(ctx); err != nil {
+		f.Cause = "messages cannot be published"
+		if why := s.broker.Check(); why != nil {
+			f.Cause = why.Error()
+		}
+		f.Remedy = "start RabbitMQ, and check host, port, vhost, user and password of --broker-url; orders are taken meanwhile and wait in the outbox"
+		return f
+	}
+	f.OK = true
+	return f
+}
+
+func examineAddress(ctx context.Context, addr string) Finding {
+	f := Finding{What: "HTTP address", Where: addr}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		f.Cause = err.Error()
+		f.Remedy = "stop the program that uses the port (it may be takeout itself), or choose another --http-addr"
+		return f
+	}
+	_ = listener.Close()
+	f.OK = true
+	return f
+}

@@ -1,0 +1,49 @@
+package service
+
+import (
+	"fmt"
+	"reflect"
+	"regexp"
+	"strings"
+)
+
+// Setting is one setting with its value, as it is in force.
+type Setting struct {
+	Flag  string `json:"flag"`
+	Env   string `json:"env"`
+	Value string `json:"value"`
+}
+
+// Effective returns every setting with the value that is in force, in the order in which they are declared. Passwords
+// are masked, and defaults that depend on other settings are worked out.
+func (c *Config) Effective() []Setting {
+	shown := *c
+	shown.OrderDatabaseURL, shown.DispatchDatabaseURL = c.databaseURL("order"), c.databaseURL("dispatch")
+	value := reflect.ValueOf(shown)
+	var settings []Setting
+	for i, field := range reflect.VisibleFields(value.Type()) {
+		flag := field.Tag.Get("name")
+		if flag == "" {
+			flag = kebab(field.Name)
+		}
+		text := fmt.Sprint(value.Field(i).Interface())
+		if list, ok := value.Field(i).Interface().([]string); ok {
+			text = strings.Join(list, ",")
+		}
+		settings = append(settings, Setting{Flag: "--" + flag, Env: field.Tag.Get("env"), Value: maskPassword(text)})
+	}
+	return settings
+}
+
+func kebab(name string) string {
+	return strings.ToLower(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name, "$1-$2"))
+}
+
+// The user part of a URL up to its last @: a password may hold one that should have been escaped.
+var password = regexp.MustCompile(`(://[^:@/?#]*):[^/?#]*@`)
+
+// maskPassword replaces the password of a URL.
+func maskPassword(url string) string { return password.ReplaceAllString(url, "$1:***@") }
+
+// HasPassword reports whether text holds a URL with a password.
+func HasPassword(text string) bool { return password.MatchString(text) }

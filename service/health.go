@@ -1,0 +1,118 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"takeout/ports/httpapi"
+)
+
+const (
+	// staleAfter is the age of the oldest event in an outbox from which something is wrong.
+	staleAfter = time.Minute
+	// pendingLimit is how far the events of an outbox are counted.
+	pendingLimit = 100_000
+)
+
+// health asks everything that the process depends on. Only what keeps it from doing its work makes it unavailable: the
+// outbox stands in for a broker that is away.
+func (s *Service) health(ctx context.Context) httpapi.Health {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	h := httpapi.Health{Status: "ready", Checks: map[string]httpapi.Check{}}
+	worse := func(status, check, detail string) {
+		h.Checks[check] = httpapi.Check{Detail: detail}
+		if h.Status != "unavailable" {
+			h.Status = status
+		}
+	}
+	for _, p := range s.askDatabases(ctx) {
+		switch {
+		case p.err != nil:
+			worse("unavailable", "database "+p.name, "does not answer: "+p.err.Error())
+			continue
+		case p.count > 0 && time.Since(p.oldest) > staleAfter:
+			worse("degraded", "outbox "+p.name, fmt.Sprintf("%s events wait, the oldest since %s", atLeast(p.count), p.oldest.Format(time.RFC3339)))
+		default:
+			h.Checks["outbox "+p.name] = httpapi.Check{OK: true, Detail: atLeast(p.count) + " events wait"}
+		}
+		h.Checks["database "+p.name] = httpapi.Check{OK: true}
+	}
+	if err := s.broker.Check(); err != nil {
+		worse("degraded", "broker", err.Error())
+	} else {
+		h.Checks["broker"] = httpapi.Check{OK: true}
+	}
+	if s.stopping.Load() {
+		worse("unavailable", "process", "is stopping")
+	}
+	return h
+}
+
+func atLeast(count int) string {
+	if count >= pendingLimit {
+		return fmt.Sprintf("%d or more", pendingLimit)
+	}
+	return fmt.Sprint(count)
+}
+
+type pending struct {
+	name   string
+	count  int
+	oldest time.Time
+	err    error
+}
+
+// askDatabases asks all outboxes at once how much waits in them.
+func (s *Service) askDatabases(ctx context.Context) []pending {
+	answers := make([]pending, len(s.databases))
+	var asking sync.WaitGroup
+	for i, db := range s.databases {
+		asking.Go(func() {
+			answers[i].name = db.DB().Name()
+			answers[i].count, answers[i].oldest, answers[i].err = db.Pending(ctx, pendingLimit)
+		})
+	}
+	asking.Wait()
+	return answers
+}
+
+// gauges are metrics that are looked up when somebody asks for them.
+type gauges struct{ *Service }
+
+var (
+	outboxPending = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
+	outboxOldest  = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
+	brokerUp      = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	buildInfo     = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (g *gauges) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(g, ch) }
+
+// Collect implements prometheus.Collector.
+func (g *gauges) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	for _, p := range g.askDatabases(ctx) {
+		if p.err != nil {
+			continue
+		}
+		age := 0.0
+		if p.count > 0 {
+			age = time.Since(p.oldest).Seconds()
+		}
+		ch <- prometheus.MustNewConstMetric(outboxPending, prometheus.GaugeValue, float64(p.count), p.name)
+		ch <- prometheus.MustNewConstMetric(outboxOldest, prometheus.GaugeValue, age, p.name)
+	}
+	up := 0.0
+	if g.broker.Check() == nil {
+		up = 1
+	}
+	ch <- prometheus.MustNewConstMetric(brokerUp, prometheus.GaugeValue, up)
+	ch <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, Version())
+}

@@ -1,0 +1,430 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"takeout/adapters/rabbitmq"
+	"takeout/adapters/sqlbroker"
+	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlqueue"
+	"takeout/adapters/sqlstore"
+	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/dispatch"
+	"takeout/ports/httpapi"
+	"takeout/ports/messaging"
+)
+
+// Service is the running program.
+type Service struct {
+	cfg    Config
+	logger *slog.Logger
+
+	databases  []database
+	orders     *app.Orders
+	dispatches *app.Dispatches
+	failures   map[messaging.Role]app.Failures
+
+	broker    messaging.Broker
+	consumers *messaging.Consumers
+	relays    []*messaging.OutboxRelay
+
+	http     *http.Server
+	listener net.Listener
+	registry *prometheus.Registry
+
+	stopping atomic.Bool
+	failed   chan error
+	running  sync.WaitGroup
+}
+
+// database is what the stores of all services have in common.
+type database interface {
+	DB() *sqldb.DB
+	Migrate(ctx context.Context) ([]string, error)
+	CheckSchema(ctx context.Context) error
+	TakeBack(ctx context.Context) error
+	Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader
+	Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error)
+	Close() error
+}
+
+// Start starts the roles that cfg names and returns when HTTP is served. It waits for databases, as cfg says how long,
+// and never for the broker: orders are taken while it is away. The error says which part could not start and why.
+func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Service{cfg: cfg, logger: logger, failures: map[messaging.Role]app.Failures{}, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			_ = s.Stop(context.WithoutCancel(ctx))
+		}
+	}()
+	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
+		return nil, err
+	}
+	for _, t := range s.tables() {
+		if err := s.prepare(ctx, t); err != nil {
+			return nil, err
+		}
+	}
+	for _, start := range []func() error{s.serveHTTP, s.bind, s.consume, s.relay} {
+		if err := start(); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// openDatabases opens the databases that this process needs. It does not connect.
+func (s *Service) openDatabases() error {
+	if s.cfg.opens("order") {
+		store, err := sqlstore.OpenOrders(s.cfg.databaseURL("order"), s.logger)
+		if err != nil {
+			return setting("order-database-url", "%w", err)
+		}
+		s.databases = append(s.databases, store)
+		if s.cfg.has(messaging.Order) {
+			s.orders, s.failures[messaging.Order] = app.NewOrders(store), store
+		}
+	}
+	if s.cfg.opens("dispatch") {
+		store, err := sqlstore.OpenDispatches(s.cfg.databaseURL("dispatch"), s.logger)
+		if err != nil {
+			return setting("dispatch-database-url", "%w", err)
+		}
+		s.databases = append(s.databases, store)
+		if s.cfg.has(messaging.Dispatch) {
+			s.dispatches, s.failures[messaging.Dispatch] = app.NewDispatches(store), store
+		}
+	}
+	return nil
+}
+
+// openBroker opens the broker. It does not connect, or not in the foreground.
+func (s *Service) openBroker() error {
+	if strings.HasPrefix(s.cfg.BrokerURL, "amqp") {
+		broker, err := rabbitmq.Open(s.cfg.BrokerURL, rabbitmq.Config{Prefetch: s.cfg.Prefetch, DrainTimeout: s.cfg.DrainTimeout}, s.logger)
+		if err != nil {
+			return setting("broker-url", "%w", err)
+		}
+		s.broker = broker
+		return nil
+	}
+	broker, err := sqlbroker.Open(s.cfg.brokerDatabaseURL(), sqlbroker.Config{Prefetch: s.cfg.Prefetch, DrainTimeout: s.cfg.DrainTimeout}, s.logger)
+	if err != nil {
+		return setting("broker-url", "%w", err)
+	}
+	s.broker = broker
+	return nil
+}
+
+// tables returns what keeps tables of its own: the services' databases, and a broker that is one.
+func (s *Service) tables() []tables {
+	var all []tables
+	for _, db := range s.databases {
+		all = append(all, db)
+	}
+	if broker, ok := s.broker.(tables); ok {
+		all = append(all, broker)
+	}
+	return all
+}
+
+// tables is a database that keeps its own tables up to date.
+type tables interface {
+	DB() *sqldb.DB
+	Migrate(ctx context.Context) ([]string, error)
+	CheckSchema(ctx context.Context) error
+	TakeBack(ctx context.Context) error
+}
+
+// prepare makes a database ready for use.
+func (s *Service) prepare(ctx context.Context, t tables) error {
+	db := t.DB()
+	alone, err := db.Own()
+	if err != nil {
+		return err
+	}
+	if err := s.await(ctx, db); err != nil {
+		return err
+	}
+	if !s.cfg.Migrate {
+		err = t.CheckSchema(ctx)
+	} else {
+		_, err = s.migrate(ctx, t)
+	}
+	if err != nil {
+		return err
+	}
+	if alone {
+		return t.TakeBack(ctx)
+	}
+	return nil
+}
+
+// migrate brings the tables up to date, and returns the names of the migrations that ran.
+func (s *Service) migrate(ctx context.Context, t tables) ([]string, error) {
+	ran, err := t.Migrate(ctx)
+	for _, migration := range ran {
+		s.logger.Info("migrated", "database", t.DB().Name(), "migration", migration)
+	}
+	if err == nil && t.DB().Engine == "sqlite" && slices.Contains(ran, "dispatch/00001_dispatch.sql") {
+		err = s.seedCouriers(ctx)
+	}
+	return ran, err
+}
+
+// await waits until the database answers. One that does not exist is made, if that is allowed.
+func (s *Service) await(ctx context.Context, db *sqldb.DB) error {
+	deadline := time.Now().Add(s.cfg.StartTimeout)
+	for said := false; ; said = true {
+		ping, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := db.Ping(ping)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if s.cfg.Migrate && db.CreateIfMissing(ctx, err) {
+			s.logger.Info("made a database", "database", db.Name(), "at", db.Target())
+			continue
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the %s database at %s does not answer: %w; takeout doctor says more", db.Name(), db.Target(), err)
+		}
+		if !said {
+			s.logger.Warn("waiting for a database", "database", db.Name(), "at", db.Target(), "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// seedCouriers gives a new embedded installation somebody to send.
+func (s *Service) seedCouriers(ctx context.Context) error {
+	if s.dispatches == nil {
+		return nil
+	}
+	for _, name := range []string{"Chen", "Li", "Wang"} {
+		id, err := dispatch.ParseCourierID("courier-" + strings.ToLower(name))
+		if err != nil {
+			return err
+		}
+		courier, err := dispatch.NewCourier(id, name, true, 0)
+		if err != nil {
+			return err
+		}
+		if err := s.dispatches.AddCourier(ctx, courier); err != nil && domain.KindOf(err) != domain.Conflict {
+			return err
+		}
+	}
+	return nil
+}
+
+// bind makes every queue of the topology, whether its consumer runs here or not: what a relay publishes must have
+// somewhere to go.
+func (s *Service) bind() error {
+	for _, route := range messaging.Topology(s.orders, s.dispatches) {
+		if err := s.broker.Bind(route.Event, route.Queue); err != nil {
+			return fmt.Errorf("bind %s to %s: %w", route.Queue, route.Event, err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) serveHTTP() error {
+	s.registry.MustRegister(&gauges{s})
+	handler := httpapi.New(httpapi.Config{
+		Orders: s.orders, Dispatches: s.dispatches, Health: s.health,
+		Metrics: promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}), Version: Version(),
+	}, s.logger)
+	listener, err := net.Listen("tcp", s.cfg.HTTPAddr)
+	if err != nil {
+		return setting("http-addr", "cannot listen on %s: %w; is another program using the port?", s.cfg.HTTPAddr, err)
+	}
+	s.listener, s.http = listener, httpapi.NewServer(handler, s.logger)
+	s.run("HTTP", func() error {
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return nil
+}
+
+func (s *Service) consume() error {
+	consumers, err := messaging.NewConsumers(s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
+	if err != nil {
+		return err
+	}
+	routes := 0
+	for _, route := range messaging.Topology(s.orders, s.dispatches) {
+		if s.cfg.has(route.Role) {
+			consumers.Add(route, s.broker.Subscriber(), s.failures[route.Role])
+			routes++
+		}
+	}
+	if routes == 0 { // a Router without handlers ends at once
+		return nil
+	}
+	s.consumers = consumers
+	s.run("the consumers", consumers.Run)
+	return s.begun(consumers.Running())
+}
+
+func (s *Service) relay() error {
+	published := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "takeout_outbox_published_total", Help: "Events from the outbox, by whether the broker has them for sure.",
+	}, []string{"outbox", "result"})
+	s.registry.MustRegister(published)
+	for _, db := range s.databases {
+		name := db.DB().Name()
+		if !s.cfg.relays(name) {
+			continue
+		}
+		outbox := db.Outbox(s.broker.WaitReady, func(acked, nacked int) {
+			published.WithLabelValues(name, "confirmed").Add(float64(acked))
+			published.WithLabelValues(name, "failed").Add(float64(nacked))
+		}, s.logger)
+		relay, err := messaging.NewOutboxRelay(name, sqlstore.OutboxTopic, outbox, s.broker, 10*time.Second, s.logger)
+		if err != nil {
+			return err
+		}
+		s.relays = append(s.relays, relay)
+		s.run("the relay of the "+name+" outbox", relay.Run)
+		if err := s.begun(relay.Running()); err != nil {
+			return err
+		}
+		s.logger.Info("relaying", "outbox", name)
+	}
+	return nil
+}
+
+// run does work in the background until it ends. Work that fails ends the program.
+func (s *Service) run(what string, work func() error) {
+	s.running.Go(func() {
+		if err := work(); err != nil {
+			s.failed <- fmt.Errorf("%s: %w", what, err)
+		}
+	})
+}
+
+func (s *Service) begun(running <-chan struct{}) error {
+	select {
+	case <-running:
+		return nil
+	case err := <-s.failed:
+		return err
+	}
+}
+
+// Addr returns the address that HTTP is served on.
+func (s *Service) Addr() string { return s.listener.Addr().String() }
+
+// Failed returns a channel with the error of a part that cannot go on.
+func (s *Service) Failed() <-chan error { return s.failed }
+
+// Stop stops the program so that nothing is cut: HTTP requests are answered, the relays wait for confirms, messages
+// in flight are handled and acked, and then the broker and the databases are closed. It returns ctx's error if that
+// takes longer than ctx lasts; whatever was not finished then is delivered again.
+func (s *Service) Stop(ctx context.Context) error {
+	s.stopping.Store(true)
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.stop() }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Service) stop() error {
+	var errs []error
+	if s.http != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		errs = append(errs, s.http.Shutdown(ctx))
+		cancel()
+	}
+	for _, relay := range s.relays {
+		errs = append(errs, relay.Close())
+	}
+	if s.consumers != nil {
+		errs = append(errs, s.consumers.Close())
+	}
+	if s.broker != nil {
+		errs = append(errs, s.broker.Close())
+	}
+	s.running.Wait()
+	for _, db := range s.databases {
+		db.DB().Checkpoint(context.Background())
+		errs = append(errs, db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Migrate brings the databases that cfg names up to date and returns the names of the migrations that it ran.
+func Migrate(ctx context.Context, cfg Config, logger *slog.Logger) ([]string, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg.Migrate = true
+	s := &Service{cfg: cfg, logger: logger, failures: map[messaging.Role]app.Failures{}}
+	defer func() { _ = s.stop() }()
+	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
+		return nil, err
+	}
+	var ran []string
+	for _, t := range s.tables() {
+		if err := t.DB().Prepare(); err != nil {
+			return ran, err
+		}
+		if err := s.await(ctx, t.DB()); err != nil {
+			return ran, err
+		}
+		names, err := s.migrate(ctx, t)
+		ran = append(ran, names...)
+		if err != nil {
+			return ran, err
+		}
+	}
+	return ran, nil
+}
+
+// Version returns what this program was built from.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	version := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && (version == "" || version == "(devel)") {
+			version = s.Value
+		}
+	}
+	if version == "" {
+		return "(devel)"
+	}
+	return version
+}
