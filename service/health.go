@@ -47,6 +47,11 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 	} else {
 		h.Checks["broker"] = httpapi.Check{OK: true}
 	}
+	if s.consumers != nil {
+		for queue, cause := range s.consumers.Paused() {
+			worse("degraded", "consumer "+queue, "pauses: "+cause)
+		}
+	}
 	if s.stopping.Load() {
 		worse("unavailable", "process", "is stopping")
 	}

@@ -83,7 +83,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.serveHTTP, s.bind, s.consume, s.relay} {
+	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -272,24 +272,27 @@ func (s *Service) serveHTTP() error {
 	return nil
 }
 
-func (s *Service) consume() error {
+// addConsumers makes a consumer for each route whose role runs here.
+func (s *Service) addConsumers() error {
 	consumers, err := messaging.NewConsumers(s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
 	if err != nil {
 		return err
 	}
-	routes := 0
 	for _, route := range messaging.Topology(s.orders, s.dispatches) {
 		if s.cfg.has(route.Role) {
 			consumers.Add(route, s.broker.Subscriber(), s.failures[route.Role])
-			routes++
+			s.consumers = consumers // a router without handlers would end at once
 		}
 	}
-	if routes == 0 { // a Router without handlers ends at once
+	return nil
+}
+
+func (s *Service) consume() error {
+	if s.consumers == nil {
 		return nil
 	}
-	s.consumers = consumers
-	s.run("the consumers", consumers.Run)
-	return s.begun(consumers.Running())
+	s.run("the consumers", s.consumers.Run)
+	return s.begun(s.consumers.Running())
 }
 
 func (s *Service) relay() error {

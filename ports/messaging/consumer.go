@@ -36,6 +36,7 @@ type Consumers struct {
 	once     sync.Once
 	metrics  *Metrics
 	logger   *slog.Logger
+	all      []*consumer
 }
 
 // NewConsumers returns an empty set of consumers. closeTimeout is how long Close waits for messages in flight.
@@ -55,6 +56,7 @@ func (c *Consumers) Add(route Route, subscriber message.Subscriber, failures app
 		logger: c.logger.With("handler", route.Queue),
 	}
 	consumer.pause.logger = consumer.logger
+	c.all = append(c.all, consumer)
 	handler := c.router.AddConsumerHandler(route.Queue, route.Queue, subscriber, func(msg *message.Message) error {
 		return route.handle(msg, route.Queue)
 	})
@@ -74,6 +76,17 @@ func (c *Consumers) Run() error {
 
 // Running is closed when the consumers have begun.
 func (c *Consumers) Running() <-chan struct{} { return c.router.Running() }
+
+// Paused returns why consumers hold their messages back, by queue.
+func (c *Consumers) Paused() map[string]string {
+	paused := map[string]string{}
+	for _, consumer := range c.all {
+		if cause := consumer.pause.cause(); cause != "" {
+			paused[consumer.route.Queue] = cause
+		}
+	}
+	return paused
+}
 
 // Close takes no new messages, lets those in flight finish, and gives back those that wait for a better time.
 func (c *Consumers) Close() error {
@@ -233,6 +246,7 @@ type pause struct {
 	logger *slog.Logger
 
 	mu       sync.Mutex
+	why      string
 	failures int
 	until    time.Time
 }
@@ -247,6 +261,7 @@ func (p *pause) begin(cause error) {
 	if p.failures == 0 {
 		p.logger.Warn("the consumer pauses; no message is lost and no attempt is spent", "error", brief(cause))
 	}
+	p.why = brief(cause)
 	p.failures++
 	p.until = time.Now().Add(jitter(min(firstRetry<<min(p.failures, 10), longestPause)))
 }
@@ -258,7 +273,14 @@ func (p *pause) over() {
 	if p.failures > 0 {
 		p.logger.Info("the consumer goes on")
 	}
-	p.failures, p.until = 0, time.Time{}
+	p.failures, p.until, p.why = 0, time.Time{}, ""
+}
+
+// cause returns why there is a pause, empty if there is none.
+func (p *pause) cause() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.why
 }
 
 func (p *pause) wait(stopping <-chan struct{}) error {
