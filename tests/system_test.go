@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -444,4 +445,11 @@ func (s *system) noFailures(t testing.TB) {
 	t.Helper()
 	require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM failure"), "failures of the order service")
 	require.Zero(t, s.dispatchRows(t, "SELECT COUNT(*) FROM failure"), "failures of the dispatch service")
+}
+
+func parse(t testing.TB, rawURL string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	require.NoError(t, err)
+	return u
 }

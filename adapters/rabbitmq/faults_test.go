@@ -1,0 +1,351 @@
+package rabbitmq_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/goleak"
+
+	"takeout/adapters/rabbitmq"
+	"takeout/tests/testenv"
+)
+
+func TestBrokerMayComeUpLater(t *testing.T) {
+	t.Parallel()
+	rawURL := testenv.AMQP(t)
+	p := reserveProxy(t, rawURL)
+	b := open(t, withHost(t, rawURL, p.listener.Addr().String()), rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
+
+	wantError(t, b.Check(), rabbitmq.ErrNotConnected)
+	within(t, time.Second, "Bind", func() { bind(t, b, "topic", "q") })
+	within(t, time.Second, "Publish", func() {
+		wantError(t, b.Publish("topic", newMessage("m")), rabbitmq.ErrNotConnected)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	wantError(t, b.WaitReady(ctx), context.DeadlineExceeded)
+	msgs, _ := subscribe(t, b, "q")
+
+	p.start(t)
+	waitReady(t, b)
+	// The binding was made before: the first message is routable.
+	publish(t, b, "topic", "m")
+	receiveAcked(t, msgs, "m")
+}
+
+func TestBrokerThatNeverComesUpDoesNotKeepCloseWaiting(t *testing.T) {
+	t.Parallel()
+	rawURL := testenv.AMQP(t)
+	p, through := newProxy(t, rawURL)
+	p.swallow.Store(true) // accepts connections and never answers
+	b := open(t, through, rabbitmq.Config{})
+	msgs, _ := subscribe(t, b, "q")
+	eventually(t, "a handshake under way", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.conns) > 0
+	})
+
+	within(t, time.Second, "Close", func() { b.Close() })
+	if _, ok := <-msgs; ok {
+		t.Error("a message from nowhere")
+	}
+}
+
+func TestTopologyIsDeclaredAgainOnReconnect(t *testing.T) {
+	t.Parallel()
+	rawURL := testenv.AMQP(t)
+	p, through := newProxy(t, rawURL)
+	b := openReady(t, through, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	ch := admin(t, rawURL)
+	if _, err := ch.QueueDelete(onBroker(t, rawURL, "q"), false, false, false); err != nil {
+		t.Fatal(err)
+	}
+
+	p.cut()
+	eventually(t, "the loss noticed", func() bool { return b.Check() != nil })
+	waitReady(t, b)
+
+	publish(t, b, "topic", "m")
+}
+
+func TestPublishFailsAtOnceWhenTheConnectionIsCut(t *testing.T) {
+	t.Parallel()
+	p, through := newProxy(t, testenv.AMQP(t))
+	b := openReady(t, through, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond, ConfirmTimeout: time.Minute})
+	bind(t, b, "topic", "q")
+
+	p.swallow.Store(true)
+	failed := make(chan error, 10)
+	for i := range 10 {
+		go func() { failed <- b.Publish("topic", newMessage(fmt.Sprintf("m%d", i))) }()
+	}
+	select {
+	case err := <-failed:
+		t.Fatalf("a confirm that nobody sent: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	within(t, time.Second, "failing", func() {
+		p.cut()
+		for range 10 {
+			wantError(t, <-failed, rabbitmq.ErrNotConfirmed)
+		}
+	})
+
+	p.swallow.Store(false)
+	eventually(t, "publishing again", func() bool { return b.Publish("topic", newMessage("m")) == nil })
+}
+
+func TestPublishFailsInTimeWhenConfirmsDoNotCome(t *testing.T) {
+	t.Parallel()
+	p, through := newProxy(t, testenv.AMQP(t))
+	b := openReady(t, through, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond, ConfirmTimeout: 300 * time.Millisecond})
+	bind(t, b, "topic", "q")
+
+	p.swallow.Store(true)
+	within(t, time.Second, "Publish", func() {
+		wantError(t, b.Publish("topic", newMessage("m")), rabbitmq.ErrNotConfirmed)
+	})
+
+	// The half-open connection was given up without waiting for its heartbeat.
+	wantError(t, b.Check(), rabbitmq.ErrNotConnected)
+	p.swallow.Store(false)
+	p.cut()
+	eventually(t, "publishing again", func() bool { return b.Publish("topic", newMessage("m")) == nil })
+}
+
+func TestSilentBrokerIsNoticedByItsHeartbeat(t *testing.T) {
+	t.Parallel()
+	p, through := newProxy(t, testenv.AMQP(t))
+	b := openReady(t, through, rabbitmq.Config{Heartbeat: time.Second})
+
+	p.swallow.Store(true)
+
+	within(t, 5*time.Second, "noticing", func() {
+		eventually(t, "the loss noticed", func() bool { return b.Check() != nil })
+	})
+}
+
+func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
+	t.Parallel()
+	rawURL := testenv.AMQP(t)
+	ch := admin(t, rawURL)
+	foreign := onBroker(t, rawURL, "taken")
+	if _, err := ch.QueueDeclare(foreign, true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	b := openReady(t, rawURL, rabbitmq.Config{ReconnectMax: 200 * time.Millisecond})
+	bind(t, b, "topic", "fine")
+	publish(t, b, "topic", "m")
+	msgs, _ := subscribe(t, b, "fine")
+
+	bind(t, b, "topic", "taken")
+
+	for range 2 { // at once, and as long as it lasts
+		err := b.Check()
+		wantError(t, err, rabbitmq.ErrNotConnected)
+		wantError(t, b.Publish("topic", newMessage("n")), rabbitmq.ErrRefused)
+		for _, want := range []string{foreign, "exists with other arguments", "delete or correct it"} {
+			if !strings.Contains(fmt.Sprint(err), want) {
+				t.Errorf("Check does not say %q: %v", want, err)
+			}
+		}
+		time.Sleep(500 * time.Millisecond) // it is refused more than once
+	}
+	// The other queue is read all the same.
+	receiveAcked(t, msgs, "m")
+
+	if _, err := ch.QueueDelete(foreign, false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, b)
+	publish(t, b, "topic", "n")
+	if n := ready(t, ch, foreign); n != 1 {
+		t.Errorf("the queue has %d messages", n)
+	}
+}
+
+func TestWrongPasswordIsToldAndNotShown(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(testenv.AMQP(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const secret = "s3cr3t-w0rd"
+	u.User = url.UserPassword("nobody", secret)
+	var log strings.Builder
+	b, err := rabbitmq.Open(u.String(), rabbitmq.Config{}, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "access refused", func() bool { return strings.Contains(fmt.Sprint(b.Check()), "403") })
+	checked, published := b.Check(), b.Publish("topic", newMessage("m"))
+	b.Close()
+
+	if all := fmt.Sprint(checked, published, log.String()); strings.Contains(all, secret) {
+		t.Errorf("the password is in: %s", all)
+	}
+}
+
+func TestBlockedBrokerIsToldInTime(t *testing.T) {
+	server := testenv.StartRabbitMQ(t)
+	ctl := func(args ...string) {
+		t.Helper()
+		if out, err := server.Ctl(args...); err != nil {
+			t.Fatalf("%v: %v %s", args, err, out)
+		}
+	}
+	b := openReady(t, server.URL(), rabbitmq.Config{})
+	other := openReady(t, server.URL(), rabbitmq.Config{})
+	bind(t, b, "topic", "q")
+
+	ctl("set_vm_memory_high_watermark", "0.0000001")
+	// The first message is what finds out, so it is under way when the news comes.
+	within(t, time.Second, "Publish", func() {
+		wantError(t, b.Publish("topic", newMessage("m1")), rabbitmq.ErrBlocked)
+	})
+	within(t, 10*time.Millisecond, "Publish", func() {
+		wantError(t, b.Publish("topic", newMessage("m2")), rabbitmq.ErrBlocked)
+	})
+	wantError(t, b.Check(), rabbitmq.ErrBlocked)
+	if !strings.Contains(fmt.Sprint(b.Check()), "memory") {
+		t.Errorf("Check does not say why: %v", b.Check())
+	}
+	// A blocked broker still takes declarations, on the connection that consumes.
+	within(t, 2*time.Second, "Bind", func() { bind(t, b, "topic", "late") })
+	// Closing while blocked is bounded.
+	wantError(t, other.Publish("topic", newMessage("m3")), rabbitmq.ErrBlocked)
+	within(t, 6*time.Second, "Close", func() { other.Close() })
+
+	ctl("set_vm_memory_high_watermark", "0.4")
+	waitReady(t, b)
+	publish(t, b, "topic", "m2")
+	msgs, _ := subscribe(t, b, "q")
+	receiveAcked(t, msgs, "m2")
+}
+
+func TestConfirmedMessagesSurviveRestartsOfTheBroker(t *testing.T) {
+	server := testenv.StartRabbitMQ(t)
+	b := openReady(t, server.URL(), rabbitmq.Config{ReconnectMax: 500 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	msgs, _ := subscribe(t, b, "q")
+
+	came := make(map[string]bool)
+	var mu sync.Mutex
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		for msg := range msgs {
+			mu.Lock()
+			came[msg.UUID] = true
+			mu.Unlock()
+			msg.Ack()
+		}
+	}()
+
+	var publishers sync.WaitGroup
+	var confirmed sync.Map
+	var count, failures atomic.Int64
+	stop := make(chan struct{})
+	for range 10 {
+		publishers.Go(func() {
+			for {
+				id := newID()
+				if err := b.Publish("topic", newMessage(id)); err == nil {
+					confirmed.Store(id, true)
+					count.Add(1)
+				} else {
+					failures.Add(1)
+				}
+				select {
+				case <-stop:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+		})
+	}
+	traffic := func() {
+		t.Helper()
+		from := count.Load()
+		eventually(t, "messages are confirmed", func() bool { return count.Load() > from+200 })
+	}
+	traffic()
+	server.Stop()
+	wantError(t, b.Publish("topic", newMessage(newID())), rabbitmq.ErrNotConnected)
+	server.Start()
+	traffic()
+	server.Kill()
+	server.Start()
+	traffic()
+	close(stop)
+	publishers.Wait()
+
+	eventually(t, "every confirmed message came", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		missing := 0
+		confirmed.Range(func(id, _ any) bool {
+			if !came[id.(string)] {
+				missing++
+			}
+			return true
+		})
+		return missing == 0
+	})
+	if failures.Load() == 0 {
+		t.Error("no publish failed: the restarts were not under traffic")
+	}
+	b.Close()
+	<-reading
+}
+
+func TestClosedBrokerLeavesNothingBehind(t *testing.T) {
+	// Not parallel: it looks at all goroutines.
+	rawURL := testenv.AMQP(t)
+	before := goleak.IgnoreCurrent()
+	p, through := newProxy(t, rawURL)
+	b, err := rabbitmq.Open(through, rabbitmq.Config{ReconnectMax: 50 * time.Millisecond}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, b)
+	bind(t, b, "topic", "q")
+	msgs, _ := subscribe(t, b, "q")
+	for i := range 5 {
+		id := fmt.Sprintf("m%d", i)
+		eventually(t, "publishing", func() bool { return b.Publish("topic", newMessage(id)) == nil })
+		receiveAcked(t, msgs, id)
+		p.cut()
+	}
+	eventually(t, "publishing", func() bool { return b.Publish("topic", newMessage("last")) == nil })
+	b.Close()
+	p.listener.Close()
+	p.cut()
+
+	goleak.VerifyNone(t, before)
+}
+
+func withHost(t *testing.T, rawURL, host string) string {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = host
+	return u.String()
+}
+
+var _ = errors.Is
+var _ = amqp.ErrClosed

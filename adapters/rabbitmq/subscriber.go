@@ -1,0 +1,116 @@
+package rabbitmq
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// subscriber is a group of subscriptions that are closed together.
+type subscriber struct {
+	broker  *Broker
+	running sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	stops  []context.CancelFunc // of the subscriptions
+}
+
+// Subscribe returns the messages of a queue, undeliverable ones among them, until ctx ends or the subscriber is
+// closed; see message.Subscriber. It does not wait for a connection.
+//
+// Up to Config.Prefetch messages are handed out before the first is settled. A message's context has the values of
+// ctx. It ends when the message is settled or no longer can be: its connection is lost, or Config.DrainTimeout has
+// passed since the end of the subscription. It does not end with ctx.
+func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *message.Message, error) {
+	b := s.broker
+	if err := b.topology.checkQueue(queue); err != nil {
+		return nil, fmt.Errorf("subscribe to %s: %w", queue, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("subscribe to %s: %w", queue, ErrClosed)
+	}
+	reading, stop := context.WithCancel(ctx)
+	sub := &subscription{
+		queue:    queue,
+		config:   b.config,
+		link:     b.consuming,
+		topology: b.topology,
+		logger:   b.logger.With("queue", b.topology.name(queue)),
+		reading:  reading,
+		values:   context.WithoutCancel(ctx),
+		out:      make(chan *message.Message),
+	}
+	s.stops = append(s.stops, stop)
+	s.running.Go(func() {
+		defer stop()
+		sub.run()
+	})
+	return sub.out, nil
+}
+
+// Close ends all subscriptions. It returns when what is in flight is settled, or Config.DrainTimeout has passed,
+// and all channels that Subscribe returned are closed.
+func (s *subscriber) Close() error {
+	s.beginClose()
+	s.running.Wait()
+	s.broker.forget(s)
+	return nil
+}
+
+func (s *subscriber) beginClose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, stop := range s.stops {
+		stop()
+	}
+}
+
+// subscription is one Subscribe. It consumes over one connection after the other.
+type subscription struct {
+	queue    string
+	config   Config
+	link     *link
+	topology *topology
+	logger   *slog.Logger
+	reading  context.Context // ends when no more messages are wanted
+	values   context.Context // what the contexts of messages inherit
+	out      chan *message.Message
+}
+
+func (s *subscription) run() {
+	defer close(s.out)
+	wait := newBackoff(s.config)
+	logged := ""
+	for {
+		session, err := s.link.wait(s.reading)
+		if err != nil {
+			return
+		}
+		c, err := s.consume(session)
+		if err == nil {
+			logged = ""
+			s.logger.Info("reading the queue")
+			began := time.Now()
+			err = c.run()
+			if time.Since(began) > s.config.ReconnectMax {
+				wait.reset()
+			}
+		}
+		if s.reading.Err() != nil {
+			return
+		}
+		if err.Error() != logged {
+			logged = err.Error()
+			s.logger.Warn("the queue cannot be read, trying again", "error", err)
+		}
+		wait.sleep(s.reading)
+	}
+}

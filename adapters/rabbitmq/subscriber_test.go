@@ -1,0 +1,312 @@
+package rabbitmq_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"takeout/adapters/rabbitmq"
+	"takeout/app"
+	"takeout/tests/testenv"
+)
+
+func TestForeignMessageArrivesWithItsHeadersAsText(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	b := openReady(t, url, rabbitmq.Config{NackDelay: time.Millisecond})
+	bind(t, b, "topic", "q")
+	err := admin(t, url).PublishWithContext(t.Context(), onBroker(t, url, ""), "topic", true, false, amqp.Publishing{
+		ContentType: "text/plain",
+		Type:        "greeting",
+		AppId:       "elsewhere",
+		Timestamp:   time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		Headers: amqp.Table{
+			"number": int32(7), "yes": true, "nothing": nil, "bytes": []byte{0xff, 0},
+			"nested":  amqp.Table{"list": []any{int64(1), "two"}},
+			"x-death": "not a list",
+
+			app.MetadataUndeliverable: "a lie",
+		},
+		Body: []byte("hello"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	msgs, _ := subscribe(t, b, "q")
+
+	// Nacked once: RabbitMQ adds the number x-delivery-count to what it delivers again.
+	receive(t, msgs).Nack()
+	got := receive(t, msgs)
+	got.Ack()
+
+	want := message.Metadata{
+		"number": "7", "yes": "true", "nothing": "", "bytes": "/wA=", "nested": `{"list":[1,"two"]}`,
+		"x-death": "not a list", "x-delivery-count": "1",
+		"amqp-content-type": "text/plain", "amqp-type": "greeting", "amqp-app-id": "elsewhere",
+		"amqp-timestamp": "2026-01-02T03:04:05Z", "amqp-routing-key": "topic", "amqp-redelivered": "true",
+		"amqp-exchange": onBroker(t, url, ""),
+	}
+	for key, value := range want {
+		if got.Metadata[key] != value {
+			t.Errorf("metadata %s is %q, want %q", key, got.Metadata[key], value)
+		}
+	}
+	if len(got.Metadata) != len(want) || got.UUID != "" || string(got.Payload) != "hello" {
+		t.Errorf("got %q %q %v", got.UUID, got.Payload, got.Metadata)
+	}
+}
+
+func TestManyMessagesAreInFlightAtOnce(t *testing.T) {
+	t.Parallel()
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{Prefetch: 50})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", ids(60)...)
+	msgs, _ := subscribe(t, b, "q")
+
+	held := make([]*message.Message, 50)
+	for i := range held {
+		held[i] = receive(t, msgs)
+	}
+	select {
+	case <-msgs:
+		t.Error("more messages in flight than the prefetch")
+	case <-time.After(100 * time.Millisecond):
+	}
+	held[25].Ack()
+	receive(t, msgs)
+}
+
+func TestNackedMessageComesBackAfterTheDelay(t *testing.T) {
+	t.Parallel()
+	const delay = 150 * time.Millisecond
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{NackDelay: delay})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", "m")
+	msgs, _ := subscribe(t, b, "q")
+
+	receive(t, msgs).Nack()
+	nacked := time.Now()
+	receive(t, msgs).Ack()
+
+	if took := time.Since(nacked); took < delay {
+		t.Errorf("delivered again after %s", took)
+	}
+}
+
+func TestMessageDeliveredTooOftenComesOnceMoreAsUndeliverable(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	b := openReady(t, url, rabbitmq.Config{DeliveryLimit: 3, NackDelay: time.Millisecond})
+	bind(t, b, "topic", "q")
+	sent := newMessage("m")
+	sent.Metadata.Set("kept", "yes")
+	if err := b.Publish("topic", sent); err != nil {
+		t.Fatal(err)
+	}
+	msgs, _ := subscribe(t, b, "q")
+
+	deliveries := 0
+	var last *message.Message
+	for {
+		last = receive(t, msgs)
+		if last.Metadata.Get(app.MetadataUndeliverable) != "" {
+			break
+		}
+		deliveries++
+		last.Nack()
+	}
+	if deliveries != 4 {
+		t.Errorf("delivered %d times, want once and 3 times again", deliveries)
+	}
+	if last.UUID != "m" || string(last.Payload) != string(sent.Payload) || last.Metadata.Get("kept") != "yes" {
+		t.Errorf("it came as %s %s %v", last.UUID, last.Payload, last.Metadata)
+	}
+	if reason := last.Metadata.Get(app.MetadataUndeliverable); !strings.Contains(reason, "3 times") {
+		t.Errorf("the reason is %q", reason)
+	}
+
+	// Whoever keeps it may fail too, and more often than the limit: it stays until it is acked.
+	for range 5 {
+		last.Nack()
+		last = receive(t, msgs)
+		if last.Metadata.Get(app.MetadataUndeliverable) == "" {
+			t.Fatal("it came back as an ordinary message")
+		}
+	}
+	last.Ack()
+	ch := admin(t, url)
+	eventually(t, "both queues empty", func() bool {
+		return purge(t, b, ch, onBroker(t, url, "q")) == 0 && purge(t, b, ch, onBroker(t, url, "q.dead")) == 0
+	})
+}
+
+// purge counts what a queue has, with what is unacked.
+func purge(t *testing.T, _ *rabbitmq.Broker, ch *amqp.Channel, queue string) int {
+	return ready(t, ch, queue)
+}
+
+func TestDeletedQueueGivesNoPhantomMessageAndIsReadAgain(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	b := openReady(t, url, rabbitmq.Config{})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", "before")
+	msgs, _ := subscribe(t, b, "q")
+	inFlight := receive(t, msgs)
+
+	ch := admin(t, url)
+	for range 3 {
+		if _, err := ch.QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the queue is back and read", func() bool {
+			q, err := ch.QueueDeclarePassive(onBroker(t, url, "q"), true, false, false, false, nil)
+			if err != nil {
+				ch = admin(t, url)
+			}
+			return err == nil && q.Consumers == 1
+		})
+	}
+
+	if inFlight.Context().Err() != nil {
+		t.Error("the message in flight was disturbed")
+	}
+	inFlight.Ack()
+	publish(t, b, "topic", "after")
+	if got := receive(t, msgs); got.UUID != "after" {
+		t.Errorf("got %q with %d bytes", got.UUID, len(got.Payload))
+	}
+}
+
+func TestStuckMessageDoesNotHoldBackAcks(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	proxy, through := newProxy(t, url)
+	b := openReady(t, through, rabbitmq.Config{Prefetch: 20, ReconnectMax: 100 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	all := ids(200)
+	publish(t, b, "topic", all...)
+	msgs, _ := subscribe(t, b, "q")
+
+	stuck := receive(t, msgs)
+	var last *message.Message
+	for range all[1:] {
+		last = receive(t, msgs)
+		last.Ack()
+	}
+	<-last.Context().Done()
+	// What the broker has not seen acked by now it delivers again on a new connection. The acks are allowed 10 ms.
+	time.Sleep(50 * time.Millisecond)
+	proxy.cut()
+
+	again := receive(t, msgs)
+	if again.UUID != stuck.UUID {
+		t.Errorf("%s was delivered again", again.UUID)
+	}
+	again.Ack()
+	select {
+	case msg := <-msgs:
+		t.Errorf("%s was delivered again", msg.UUID)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if stuck.Context().Err() == nil {
+		t.Error("the lost message's context goes on")
+	}
+}
+
+func TestShutdownLetsHandlersFinish(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	b := openReady(t, url, rabbitmq.Config{Prefetch: 5})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", ids(20)...)
+	subscriber := b.Subscriber()
+	ctx, cancel := context.WithCancel(t.Context())
+	msgs, err := subscriber.Subscribe(ctx, "q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	working := []*message.Message{receive(t, msgs), receive(t, msgs)}
+
+	cancel()
+	closed := make(chan struct{})
+	go func() { defer close(closed); subscriber.Close(); subscriber.Close() }()
+
+	ch := admin(t, url)
+	eventually(t, "what nobody has read is back", func() bool { return ready(t, ch, onBroker(t, url, "q")) == 18 })
+	for _, msg := range working {
+		if msg.Context().Err() != nil {
+			t.Error("a handler was cut short")
+		}
+		select {
+		case <-closed:
+			t.Fatal("closed with a handler at work")
+		default:
+		}
+		msg.Ack()
+	}
+	within(t, 2*time.Second, "the rest of Close", func() { <-closed })
+	if _, ok := <-msgs; ok {
+		t.Error("a message after Close")
+	}
+	b.Close() // its connection is what an unacked message would come back from
+	if n := ready(t, ch, onBroker(t, url, "q")); n != 18 {
+		t.Errorf("%d messages are left, want 18", n)
+	}
+}
+
+func TestMessageNotSettledInTimeIsDeliveredAgain(t *testing.T) {
+	t.Parallel()
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{DrainTimeout: 100 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", "m")
+	msgs, subscriber := subscribe(t, b, "q")
+	slow := receive(t, msgs)
+
+	within(t, 2*time.Second, "Close", func() { subscriber.Close() })
+
+	if slow.Context().Err() == nil {
+		t.Error("the handler was not told to stop")
+	}
+	slow.Ack() // too late
+	again, _ := subscribe(t, b, "q")
+	if got := receive(t, again); got.UUID != "m" {
+		t.Errorf("got %q", got.UUID)
+	}
+}
+
+func TestNackWhileClosingDoesNotWait(t *testing.T) {
+	t.Parallel()
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{NackDelay: time.Minute})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", "m1", "m2")
+	msgs, subscriber := subscribe(t, b, "q")
+	receive(t, msgs).Nack()
+	second := receive(t, msgs)
+	time.AfterFunc(50*time.Millisecond, func() { second.Nack() })
+
+	within(t, 2*time.Second, "Close", func() { subscriber.Close() })
+
+	again, _ := subscribe(t, b, "q")
+	receiveAcked(t, again, "m1", "m2")
+}
+
+func TestClosedBrokerClosesItsSubscribers(t *testing.T) {
+	t.Parallel()
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{DrainTimeout: time.Minute})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", "m")
+	msgs, subscriber := subscribe(t, b, "q")
+	stuck := receive(t, msgs)
+
+	within(t, 6*time.Second, "Close", func() { b.Close() })
+
+	if _, ok := <-msgs; ok || stuck.Context().Err() == nil {
+		t.Errorf("channel open: %v, context: %v", ok, stuck.Context().Err())
+	}
+	subscriber.Close()
+}

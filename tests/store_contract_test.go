@@ -1,0 +1,426 @@
+package tests
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"takeout/adapters/sqlqueue"
+	"takeout/adapters/sqlstore"
+	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/event"
+	"takeout/domain/order"
+	"takeout/tests/testenv"
+)
+
+type orderStore = sqlstore.Store[app.OrderTx]
+
+// onBothDatabases runs the test on an order store in SQLite and in MySQL. open gives further stores on the same
+// database, as other processes have them.
+func onBothDatabases(t *testing.T, test func(t *testing.T, s *orderStore, open func() *orderStore)) {
+	t.Parallel()
+	for name, place := range map[string]func() string{
+		"sqlite": func() string { return "sqlite:" + filepath.Join(t.TempDir(), "order.db") },
+		"mysql":  func() string { return testenv.MySQL(t) },
+	} {
+		url := place()
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			open := func() *orderStore {
+				s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+				require.NoError(t, err)
+				t.Cleanup(func() { _ = s.Close() })
+				_, err = s.Migrate(context.Background())
+				require.NoError(t, err)
+				return s
+			}
+			test(t, open(), open)
+		})
+	}
+}
+
+func placeIn(ctx context.Context, tx app.OrderTx, id string) error {
+	orderID, err := order.ParseID(id)
+	if err != nil {
+		return err
+	}
+	money, err := domain.NewMoney(100, "CNY")
+	if err != nil {
+		return err
+	}
+	o, err := order.Place(orderID, "x", money, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := tx.Orders.Add(ctx, o); err != nil {
+		return err
+	}
+	return tx.Outbox.Publish(ctx, event.OrderPlaced{OrderID: id, Name: "x", Amount: 100, Currency: "CNY", Status: "placed", Version: 1, PlacedAt: time.Now()})
+}
+
+func storeOrder(t testing.TB, s *orderStore, id string) {
+	t.Helper()
+	require.NoError(t, s.InTx(context.Background(), func(ctx context.Context, tx app.OrderTx) error { return placeIn(ctx, tx, id) }))
+}
+
+func pendingEvents(t testing.TB, s *orderStore) int {
+	t.Helper()
+	n, _, err := s.Pending(context.Background(), 1_000_000)
+	require.NoError(t, err)
+	return n
+}
+
+// readOutbox subscribes a relay to the store's outbox.
+func readOutbox(t testing.TB, s *orderStore, cfg sqlqueue.Config) (<-chan *message.Message, *sqlqueue.Reader) {
+	t.Helper()
+	cfg.Table = "outbox"
+	if cfg.Bell == nil {
+		cfg.Bell = &sqlqueue.Bell{}
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = 20 * time.Millisecond
+	}
+	if cfg.Drain == 0 {
+		cfg.Drain = 100 * time.Millisecond
+	}
+	r := sqlqueue.NewReader(s.DB(), cfg, slog.New(slog.DiscardHandler))
+	t.Cleanup(func() { _ = r.Close() })
+	messages, err := r.Subscribe(context.Background(), "")
+	require.NoError(t, err)
+	return messages, r
+}
+
+func TestOrderAndEventAreStoredTogetherOrNotAtAll(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		storeOrder(t, s, "kept")
+		boom := errors.New("boom")
+		err := s.InTx(context.Background(), func(ctx context.Context, tx app.OrderTx) error {
+			require.NoError(t, placeIn(ctx, tx, "rolled-back"))
+			return boom
+		})
+		require.ErrorIs(t, err, boom)
+		require.Equal(t, 1, pendingEvents(t, s))
+		id, err := order.ParseID("rolled-back")
+		require.NoError(t, err)
+		_, err = app.NewOrders(s).Get(context.Background(), id)
+		require.Equal(t, domain.NotFound, domain.KindOf(err))
+	})
+}
+
+func TestClosingARelayLeavesWhatWasNotConfirmed(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		for i := range 5 {
+			storeOrder(t, s, fmt.Sprint("o", i))
+		}
+		messages, reader := readOutbox(t, s, sqlqueue.Config{})
+		receive(t, messages).Ack()
+		for range 4 {
+			receive(t, messages)
+		}
+		require.NoError(t, reader.Close())
+		require.Equal(t, 4, pendingEvents(t, s))
+
+		again, _ := readOutbox(t, s, sqlqueue.Config{})
+		for range 4 {
+			receive(t, again).Ack()
+		}
+		eventually(t, "the outbox is empty", func() error {
+			if n := pendingEvents(t, s); n != 0 {
+				return fmt.Errorf("%d events are left", n)
+			}
+			return nil
+		})
+	})
+}
+
+func TestEventCommittedLateIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	url := testenv.MySQL(t)
+	s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	_, err = s.Migrate(context.Background())
+	require.NoError(t, err)
+	messages, _ := readOutbox(t, s, sqlqueue.Config{})
+
+	// The first transaction takes the lower id, and commits after the second is long relayed.
+	first, err := s.DB().Writer().Begin()
+	require.NoError(t, err)
+	defer func() { _ = first.Rollback() }()
+	_, err = first.Exec("INSERT INTO outbox (uuid, payload, created_at) VALUES ('low', 'x', NOW(6))")
+	require.NoError(t, err)
+	_, err = s.DB().Writer().Exec("INSERT INTO outbox (uuid, payload, created_at) VALUES ('high', 'x', NOW(6))")
+	require.NoError(t, err)
+	high := receive(t, messages)
+	require.Equal(t, "high", high.UUID)
+	high.Ack()
+	require.NoError(t, first.Commit())
+	low := receive(t, messages)
+	require.Equal(t, "low", low.UUID)
+	low.Ack()
+}
+
+func TestOrdersAreStoredWhileEventsAreInTheRelaysHands(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
+		for i := range 3 {
+			storeOrder(t, s, fmt.Sprint("before", i))
+		}
+		messages, _ := readOutbox(t, open(), sqlqueue.Config{})
+		for range 3 {
+			receive(t, messages) // the broker does not answer, so nothing is settled
+		}
+		// The server lets a statement wait 3 s for a lock, so a lock that is in the way is an error here.
+		for i := range 100 {
+			storeOrder(t, s, fmt.Sprint("during", i))
+		}
+	})
+}
+
+func TestSeveralRelaysSendEachEventAndLoseNone(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
+		const orders, relays = 400, 4
+		var mu sync.Mutex
+		sent := map[string]int{}
+		for range relays {
+			messages, _ := readOutbox(t, open(), sqlqueue.Config{Window: 20})
+			go func() {
+				for msg := range messages {
+					mu.Lock()
+					sent[msg.UUID]++
+					first := sent[msg.UUID] == 1
+					n := len(sent)
+					mu.Unlock()
+					if first && n%7 == 0 {
+						msg.Nack() // as when the broker does not confirm
+						continue
+					}
+					msg.Ack()
+				}
+			}()
+		}
+		var clients sync.WaitGroup
+		for c := range 8 {
+			clients.Go(func() {
+				for i := range orders / 8 {
+					storeOrder(t, s, fmt.Sprintf("o-%d-%d", c, i))
+				}
+			})
+		}
+		clients.Wait()
+		eventually(t, "every event is sent", func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			if n := pendingEvents(t, s); n != 0 || len(sent) != orders {
+				return fmt.Errorf("%d sent, %d pending", len(sent), n)
+			}
+			return nil
+		})
+	})
+}
+
+func TestRelayThatOutlivesItsLeaseMakesDuplicatesAndNoLoss(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
+		storeOrder(t, s, "o1")
+		// A relay that is frozen does not renew; this one never gets around to it either.
+		frozen := sqlqueue.NewReader(open().DB(), sqlqueue.Config{Table: "outbox", Bell: &sqlqueue.Bell{}, Window: 1, Lease: time.Hour, Drain: time.Millisecond}, slog.New(slog.DiscardHandler))
+		t.Cleanup(func() { _ = frozen.Close() })
+		held, err := frozen.Subscribe(context.Background(), "")
+		require.NoError(t, err)
+		zombie := receive(t, held)
+		require.NoError(t, sqlqueue.TakeBack(context.Background(), s.DB(), "outbox")) // its lease is over
+
+		messages, _ := readOutbox(t, s, sqlqueue.Config{})
+		again := receive(t, messages)
+		require.Equal(t, zombie.UUID, again.UUID)
+		storeOrder(t, s, "o2")
+		other := receive(t, messages)
+		zombie.Ack() // it was in the broker all the same
+		eventually(t, "exactly the acked event is gone", func() error {
+			if n := pendingEvents(t, s); n != 1 {
+				return fmt.Errorf("%d are pending", n)
+			}
+			return nil
+		})
+		again.Ack()
+		other.Ack()
+		eventually(t, "the outbox is empty", func() error {
+			if n := pendingEvents(t, s); n != 0 {
+				return fmt.Errorf("%d are pending", n)
+			}
+			return nil
+		})
+	})
+}
+
+func TestUnreadableOutboxRowDoesNotStopTheOthers(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		_, err := s.DB().Writer().Exec("INSERT INTO outbox (uuid, payload, metadata, created_at) VALUES ('bad', 'not an envelope', 'not json', ?)", time.Now().UTC())
+		require.NoError(t, err)
+		storeOrder(t, s, "o1")
+		messages, _ := readOutbox(t, s, sqlqueue.Config{})
+		good := 0
+		for good == 0 {
+			msg := receive(t, messages)
+			if msg.UUID == "bad" {
+				msg.Nack()
+				continue
+			}
+			good++
+			msg.Ack()
+		}
+		eventually(t, "only the bad row is left", func() error {
+			if n := pendingEvents(t, s); n != 1 {
+				return fmt.Errorf("%d rows", n)
+			}
+			return nil
+		})
+	})
+}
+
+func delivery(id, body string) app.Delivery {
+	return app.Delivery{Consumer: "order.test", EventID: id, Hash: sha256.Sum256([]byte(body)), OrderID: "o1"}
+}
+
+func TestMessageTakesEffectOnceHoweverOftenItIsHandled(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
+		ctx := app.WithDelivery(context.Background(), delivery("evt_1", "body"))
+		var effects, duplicates atomic.Int32
+		var handlers sync.WaitGroup
+		for i := range 20 {
+			s := s
+			if i%2 == 1 {
+				s = open()
+			}
+			handlers.Go(func() {
+				err := s.InTx(ctx, func(ctx context.Context, tx app.OrderTx) error { return placeIn(ctx, tx, "o1") })
+				switch {
+				case err == nil:
+					effects.Add(1)
+				case errors.Is(err, app.ErrDuplicate):
+					duplicates.Add(1)
+				default:
+					t.Errorf("unexpected: %v", err)
+				}
+			})
+		}
+		handlers.Wait()
+		require.EqualValues(t, 1, effects.Load())
+		require.EqualValues(t, 19, duplicates.Load())
+		require.Equal(t, 1, pendingEvents(t, s))
+	})
+}
+
+func TestFailedAttemptLeavesNothingSoTheNextCanSucceed(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		ctx := app.WithDelivery(context.Background(), delivery("evt_1", "body"))
+		err := s.InTx(ctx, func(ctx context.Context, tx app.OrderTx) error {
+			require.NoError(t, placeIn(ctx, tx, "o1"))
+			return errors.New("boom")
+		})
+		require.Error(t, err)
+		require.NotErrorIs(t, err, app.ErrDuplicate)
+		require.NoError(t, s.InTx(ctx, func(ctx context.Context, tx app.OrderTx) error { return placeIn(ctx, tx, "o1") }),
+			"neither the inbox nor the order of the failed attempt is there")
+		require.Equal(t, 1, pendingEvents(t, s))
+	})
+}
+
+func TestEventIDWithAnotherBodyIsRefused(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		nothing := func(context.Context, app.OrderTx) error { return nil }
+		require.NoError(t, s.InTx(app.WithDelivery(context.Background(), delivery("evt_1", "body")), nothing))
+		err := s.InTx(app.WithDelivery(context.Background(), delivery("evt_1", "another body")), nothing)
+		require.Equal(t, domain.Invalid, domain.KindOf(err))
+		err = s.InTx(app.WithDelivery(context.Background(), delivery("EVT_1", "another body")), nothing)
+		require.NoError(t, err, "ids differ by case")
+	})
+}
+
+func TestFailureIsKeptOnceAndWhole(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		for name, payload := range map[string][]byte{
+			"empty": nil, "binary": {0, 0xff, 0xfe, '\''}, "larger than a packet": bytes.Repeat([]byte("0123456789abcdef"), 20<<16),
+		} {
+			f := app.Failure{
+				Consumer: "dispatch.assign-courier", MessageID: name + strings.Repeat("é\xff", 200), Class: "permanent", Code: "c",
+				Error: strings.Repeat("x", 2000), Attempts: 1, Headers: map[string]string{"x-foreign": "1"}, Payload: payload,
+			}
+			require.NoError(t, s.Keep(context.Background(), f), name)
+			require.NoError(t, s.Keep(context.Background(), f), "the ack was lost, and it came again: "+name)
+			var id, attempts, size int64
+			require.NoError(t, s.DB().Reader().QueryRow("SELECT id, attempts, payload_size FROM failure WHERE payload_size = ?", len(payload)).
+				Scan(&id, &attempts, &size))
+			require.EqualValues(t, 2, attempts)
+			rows, err := s.DB().Reader().Query("SELECT bytes FROM failure_payload WHERE failure_id = ? ORDER BY part", id)
+			require.NoError(t, err)
+			var kept []byte
+			for rows.Next() {
+				var part []byte
+				require.NoError(t, rows.Scan(&part))
+				kept = append(kept, part...)
+			}
+			require.NoError(t, rows.Close())
+			require.True(t, bytes.Equal(payload, kept), name)
+		}
+	})
+}
+
+func TestDatabaseOfAnotherServiceIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{"sqlite:" + filepath.Join(t.TempDir(), "x.db"), testenv.MySQL(t)} {
+		orders, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		_, err = orders.Migrate(context.Background())
+		require.NoError(t, err)
+		require.NoError(t, orders.Close())
+		dispatches, err := sqlstore.OpenDispatches(url, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		_, err = dispatches.Migrate(context.Background())
+		require.ErrorContains(t, err, "belongs to the order service")
+		require.NoError(t, dispatches.Close())
+	}
+}
+
+func TestEightProcessesMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, url := range map[string]string{"sqlite": "sqlite:" + filepath.Join(t.TempDir(), "x.db"), "mysql": testenv.MySQL(t)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var starting sync.WaitGroup
+			var ran atomic.Int32
+			for range 8 {
+				starting.Go(func() {
+					s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+					if err != nil {
+						t.Errorf("open: %v", err)
+						return
+					}
+					defer s.Close()
+					names, err := s.Migrate(context.Background())
+					if err != nil {
+						t.Errorf("migrate: %v", err)
+					}
+					ran.Add(int32(len(names)))
+					if err := s.CheckSchema(context.Background()); err != nil {
+						t.Errorf("check: %v", err)
+					}
+				})
+			}
+			starting.Wait()
+			require.EqualValues(t, 2, ran.Load(), "each migration ran once")
+		})
+	}
+}

@@ -1,0 +1,8 @@
+//go:build unix && !linux
+
+package testenv
+
+import "syscall"
+
+// ownGroup keeps a terminal's Ctrl-C away from the child, which must outlive the tests that use it.
+func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -1,0 +1,266 @@
+// Package testenv gives tests a real MySQL or MariaDB and a real RabbitMQ, wherever they run.
+//
+// It looks for them in this order and says on stderr what it took:
+//
+//  1. TAKEOUT_TEST_MYSQL_URL and TAKEOUT_TEST_AMQP_URL, servers that exist already;
+//  2. containers, if a Docker engine answers and has the images or can pull them;
+//  3. private processes in temporary directories, from programs installed on this machine;
+//  4. on Debian and Ubuntu, as root: the same after installing mariadb-server and rabbitmq-server.
+//
+// If all fail the test fails and says how to provide them; nothing is ever skipped.
+// TAKEOUT_TEST_ENV=urls|docker|native forces one way.
+//
+// A package that uses [MySQL] or [AMQP] needs
+//
+//	func TestMain(m *testing.M) { testenv.Main(m) }
+//
+// Packages of one `go test` run share their servers when it is started by tests/testenv/run.
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// Main runs the tests of a package, stops every server that they started, also after a failure or an
+// interrupt, and exits with their code. Call it last in TestMain.
+func Main(m interface{ Run() int }) {
+	mainRuns.Store(true)
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-interrupted
+		closeAll()
+		os.Exit(130)
+	}()
+	code := m.Run()
+	closeAll()
+	os.Exit(code)
+}
+
+// MySQL returns mysql://user:password@host:port/database of an empty database with a unique name on the
+// shared server. The database is dropped when the test ends.
+func MySQL(t testing.TB) string {
+	t.Helper()
+	shared := needShared(t, mysqlKind)
+	name := "test_" + unique()
+	if err := execute(shared.url, createDatabase+quoted(name)); err != nil {
+		t.Fatalf("testenv: create a database on %s: %v; the user needs the right to create databases", shared.url.Redacted(), err)
+	}
+	t.Cleanup(func() {
+		if err := execute(shared.url, "DROP DATABASE IF EXISTS "+quoted(name)); err != nil {
+			t.Logf("testenv: database %s is left behind: %v", name, err)
+		}
+	})
+	return withDatabase(shared.url, name)
+}
+
+// AMQP returns amqp://user:password@host:port/vhost?namespace=NAME of the shared broker, where NAME is
+// unique. The tests' topology is the exchange NAME and the queues NAME.<queue>; what is left of both when
+// the test ends is deleted if the broker has a management API that testenv knows, and else stays.
+func AMQP(t testing.TB) string {
+	t.Helper()
+	shared := needShared(t, rabbitKind)
+	name := "t" + unique()
+	u := *shared.url
+	query := u.Query()
+	query.Set("namespace", name)
+	u.RawQuery = query.Encode()
+	t.Cleanup(func() {
+		if err := deleteNamespace(shared, name); err != nil {
+			t.Logf("testenv: namespace %s is left behind: %v", name, err)
+		}
+	})
+	return u.String()
+}
+
+// MySQLServer is a MySQL or MariaDB of one test, which the test may stop, kill and freeze.
+// Its methods fail the test when they cannot do what they say.
+type MySQLServer struct{ private }
+
+// StartMySQL starts a server for this test alone, and removes it when the test ends. Its address stays
+// the same over Stop, Kill and Start, and its data too.
+func StartMySQL(t testing.TB) *MySQLServer {
+	t.Helper()
+	return &MySQLServer{startPrivate(t, mysqlKind)}
+}
+
+// URL returns mysql://user:password@host:port/db, after creating the database db if it is missing.
+func (s *MySQLServer) URL(db string) string {
+	s.t.Helper()
+	if err := execute(s.server.url(), createDatabase+quoted(db)); err != nil {
+		s.t.Fatalf("testenv: create database %s: %v", db, err)
+	}
+	return withDatabase(s.server.url(), db)
+}
+
+// RabbitMQServer is a broker of one test, which the test may stop, kill and freeze.
+// Its methods, except Ctl, fail the test when they cannot do what they say.
+type RabbitMQServer struct{ private }
+
+// StartRabbitMQ starts a broker for this test alone, and removes it when the test ends. Its address
+// stays the same over Stop, Kill and Start, and so do durable queues and persistent messages.
+func StartRabbitMQ(t testing.TB) *RabbitMQServer {
+	t.Helper()
+	return &RabbitMQServer{startPrivate(t, rabbitKind)}
+}
+
+// URL returns amqp://user:password@host:port/.
+func (s *RabbitMQServer) URL() string { return s.server.url().String() }
+
+// Ctl runs rabbitmqctl on the broker and returns what it printed.
+func (s *RabbitMQServer) Ctl(args ...string) (string, error) { return s.server.ctl(args...) }
+
+// private is what both kinds of server of one test have in common.
+type private struct {
+	t      testing.TB
+	server server
+}
+
+func startPrivate(t testing.TB, k kind) private {
+	t.Helper()
+	s, err := newServer(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeServer(s) })
+	return private{t, s}
+}
+
+// Start starts the server after Stop or Kill, and returns when it accepts connections.
+func (p private) Start() { p.t.Helper(); p.must("start", p.server.start()) }
+
+// Stop ends the server in good order, as an administrator would, and returns when it has ended.
+func (p private) Stop() { p.t.Helper(); p.must("stop", p.server.stop()) }
+
+// Kill ends the server with SIGKILL.
+func (p private) Kill() { p.t.Helper(); p.must("kill", p.server.kill()) }
+
+// Freeze halts the server: it answers nothing, and its connections stay open.
+func (p private) Freeze() { p.t.Helper(); p.must("freeze", p.server.freeze()) }
+
+// Thaw lets a frozen server continue.
+func (p private) Thaw() { p.t.Helper(); p.must("thaw", p.server.thaw()) }
+
+func (p private) must(verb string, err error) {
+	if err != nil {
+		p.t.Helper()
+		p.t.Fatalf("testenv: %s the server: %v", verb, err)
+	}
+}
+
+func needShared(t testing.TB, k kind) *endpoint {
+	t.Helper()
+	if !mainRuns.Load() {
+		t.Fatal("testenv: this package needs func TestMain(m *testing.M) { testenv.Main(m) }, " +
+			"else nobody stops the servers that its tests share")
+	}
+	shared, err := sharedServers[k]()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shared
+}
+
+const createDatabase = "CREATE DATABASE IF NOT EXISTS "
+
+func quoted(name string) string { return "`" + strings.ReplaceAll(name, "`", "``") + "`" }
+
+func unique() string { return strings.ToLower(rand.Text()[:14]) }
+
+func withDatabase(server *url.URL, name string) string {
+	u := *server
+	u.Path = "/" + name
+	return u.String()
+}
+
+func openMySQL(server *url.URL) (*sql.DB, error) {
+	password, _ := server.User.Password()
+	config, err := mysql.ParseDSN("tcp(" + server.Host + ")/?" + server.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", server.Redacted(), err)
+	}
+	config.User, config.Passwd = server.User.Username(), password
+	config.Timeout = 5 * time.Second
+	config.Logger = &mysql.NopLogger{}
+	connector, err := mysql.NewConnector(config)
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
+}
+
+func execute(server *url.URL, statement string) error {
+	db, err := openMySQL(server)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, err = db.ExecContext(ctx, statement)
+	return err
+}
+
+// deleteNamespace deletes exchanges and queues over the management API, because AMQP cannot list them.
+func deleteNamespace(broker *endpoint, name string) error {
+	if broker.api == "" {
+		return nil
+	}
+	vhost := strings.TrimPrefix(broker.url.Path, "/")
+	if vhost == "" {
+		vhost = "/"
+	}
+	for _, collection := range []string{"queues", "exchanges"} {
+		list := broker.api + "/api/" + collection + "/" + url.PathEscape(vhost)
+		var found []struct{ Name string }
+		if err := manage(http.MethodGet, list+"?columns=name", &found); err != nil {
+			return err
+		}
+		for _, item := range found {
+			if item.Name != name && !strings.HasPrefix(item.Name, name+".") {
+				continue
+			}
+			if err := manage(http.MethodDelete, list+"/"+url.PathEscape(item.Name), nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func manage(method, address string, answer any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, address, nil)
+	if err != nil {
+		return err
+	}
+	// Kept-alive connections would look like leaked goroutines to tests that check for those.
+	request.Close = true
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= 300 && response.StatusCode != http.StatusNotFound {
+		return fmt.Errorf("%s %s: %s", method, request.URL.Redacted(), response.Status)
+	}
+	if answer == nil {
+		return nil
+	}
+	return json.NewDecoder(response.Body).Decode(answer)
+}
