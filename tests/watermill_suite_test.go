@@ -29,13 +29,18 @@ func TestSQLBrokerPassesWatermillsSuite(t *testing.T) {
 }
 
 func watermillSuite(t *testing.T, place string) {
-	open := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
-		b, err := sqlbroker.Open(place, sqlbroker.Config{NackDelay: time.Millisecond, DrainTimeout: time.Second}, slog.New(slog.DiscardHandler))
+	open := func(t *testing.T) *sqlbroker.Broker {
+		b, err := sqlbroker.Open(place, sqlbroker.Config{NackDelay: time.Millisecond, DrainTimeout: 200 * time.Millisecond}, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		_, err = b.Migrate(context.Background())
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.Close() })
-		return b, groupSubscriber{b.Subscriber(), b, group}
+		return b
+	}
+	// The suite closes publishers and goes on with their subscribers, so each has a broker of its own.
+	pair := func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
+		b := open(t)
+		return open(t), groupSubscriber{b.Subscriber(), b, group}
 	}
 	tests.TestPubSub(t, tests.Features{
 		ConsumerGroups:                      true,
@@ -45,8 +50,8 @@ func watermillSuite(t *testing.T, place string) {
 		Persistent:                          true,
 		ForceShort:                          true,
 	}, func(t *testing.T) (message.Publisher, message.Subscriber) {
-		return open(t, "group")
-	}, open)
+		return pair(t, "group")
+	}, pair)
 }
 
 // groupSubscriber gives each consumer group its queue, which is what a group is here.

@@ -57,6 +57,7 @@ type Broker struct {
 	trouble  error       // why the last statement failed
 	callers  sync.WaitGroup
 	isClosed bool
+	readers  []*sqlqueue.Reader
 }
 
 // Open returns a broker over the database at rawURL. It does not connect.
@@ -306,15 +307,25 @@ func (b *Broker) queuesOf(ctx context.Context, tx *sql.Tx, topic string) ([]stri
 	return queues, rows.Err()
 }
 
-// Close implements messaging.Broker. Subscribers are closed by those who took them, before.
+// Close implements messaging.Broker.
 func (b *Broker) Close() error {
 	b.once.Do(func() {
 		b.mu.Lock()
 		b.isClosed = true
+		readers := b.readers
 		b.mu.Unlock()
+		closeAll(readers)
 		b.callers.Wait()
 		close(b.closing)
 	})
 	b.worker.Wait()
 	return b.db.Close()
+}
+
+func closeAll(readers []*sqlqueue.Reader) {
+	var closing sync.WaitGroup
+	for _, r := range readers {
+		closing.Go(func() { _ = r.Close() })
+	}
+	closing.Wait()
 }

@@ -37,6 +37,9 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 		return nil, err
 	}
 	s.readers = append(s.readers, reader)
+	s.broker.mu.Lock()
+	s.broker.readers = append(s.broker.readers, reader)
+	s.broker.mu.Unlock()
 	return messages, nil
 }
 
@@ -45,10 +48,6 @@ func (s *subscriber) Close() error {
 	s.closed = true
 	readers := s.readers
 	s.mu.Unlock()
-	var closing sync.WaitGroup
-	for _, r := range readers {
-		closing.Go(func() { _ = r.Close() })
-	}
-	closing.Wait()
+	closeAll(readers)
 	return nil
 }
