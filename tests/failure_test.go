@@ -24,6 +24,12 @@ import (
 // publisher is a producer beside the program, on the same broker.
 func (s *system) publisher(t testing.TB) message.Publisher {
 	t.Helper()
+	eventually(t, "the program has declared its queues", func() error {
+		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, `"status":"ready"`) {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	})
 	if strings.HasPrefix(s.broker, "amqp") {
 		b, err := rabbitmq.Open(s.broker, rabbitmq.Config{}, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
@@ -255,6 +261,7 @@ func TestStoppingNeverGivesUpAMessageThatWasBeingRetried(t *testing.T) {
 func TestForeignAMQPClientIsUnderstood(t *testing.T) {
 	t.Parallel()
 	s := startOne(t, production(t))
+	s.publisher(t) // the queues are there
 	u := parse(t, s.broker)
 	exchange := u.Query().Get("namespace")
 	u.RawQuery = ""
@@ -271,7 +278,7 @@ func TestForeignAMQPClientIsUnderstood(t *testing.T) {
 		"x-death": []any{amqp.Table{"count": int64(3), "reason": "expired"}}, "x-delivery-count": int64(7), "n": int32(-1), "ok": true,
 		"when": time.Now(), "bytes": []byte{0xff, 0}, "nothing": nil, "float": 1.5, strings.Repeat("k", 200): strings.Repeat("v", 1000),
 	}
-	publish(amqp.Publishing{Body: announce(t, "foreign-1", "o-foreign-1", 100), Headers: strange, ReplyTo: "amq.rabbitmq.reply-to", Priority: 255, DeliveryMode: 1})
+	publish(amqp.Publishing{Body: announce(t, "foreign-1", "o-foreign-1", 100), Headers: strange, ReplyTo: "somewhere", Priority: 255, DeliveryMode: 1})
 	publish(amqp.Publishing{Body: announce(t, "foreign-2", "o-foreign-2", 100), MessageId: "foreign-2", AppId: "tool"})
 	publish(amqp.Publishing{Body: announce(t, "foreign-3", "o-foreign-3", 100), MessageId: "something else"})
 	publish(amqp.Publishing{Body: []byte("\x00\x01 not an event"), Headers: strange, ContentType: "application/octet-stream"})
