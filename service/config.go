@@ -23,6 +23,8 @@ type Config struct {
 	DatabaseURL         string `name:"database-url" env:"TAKEOUT_DATABASE_URL" help:"One server for all services: mysql://user:password@host:port/prefix. Each service has the database <prefix>_<service>; the prefix is takeout if absent."`
 	OrderDatabaseURL    string `name:"order-database-url" env:"TAKEOUT_ORDER_DATABASE_URL" help:"Database of the order service: sqlite:PATH or mysql://user:password@host:port/database."`
 	DispatchDatabaseURL string `name:"dispatch-database-url" env:"TAKEOUT_DISPATCH_DATABASE_URL" help:"Database of the dispatch service."`
+	PaymentDatabaseURL  string `name:"payment-database-url" env:"TAKEOUT_PAYMENT_DATABASE_URL" help:"Database of the payment service. No role of this version uses it."`
+	PointsDatabaseURL   string `name:"points-database-url" env:"TAKEOUT_POINTS_DATABASE_URL" help:"Database of the points service. No role of this version uses it."`
 	BrokerURL           string `name:"broker-url" env:"TAKEOUT_BROKER_URL" default:"embedded:" help:"embedded: (in this process), amqp://user:password@host:port/vhost, sql:mysql://… or sql: (beside the orders)."`
 
 	Migrate      bool          `env:"TAKEOUT_MIGRATE" default:"true" negatable:"" help:"Bring the databases up to date at start; otherwise only check them."`
@@ -87,8 +89,13 @@ func (c *Config) Validate() error {
 		return setting("broker-url", "the embedded broker serves one process that runs all roles; "+
 			"for several processes set amqp://… or sql:mysql://…")
 	}
-	if order, dispatch := c.databaseURL("order"), c.databaseURL("dispatch"); order == dispatch {
-		return setting("dispatch-database-url", "is the order service's database; each service needs one of its own")
+	owner := map[string]string{}
+	for _, service := range []string{"order", "dispatch", "payment", "points"} {
+		url := c.databaseURL(service)
+		if other := owner[url]; other != "" {
+			return setting(service+"-database-url", "is the %s service's database; each service needs one of its own", other)
+		}
+		owner[url] = service
 	}
 	return nil
 }
@@ -125,7 +132,10 @@ func (c *Config) databaseURL(service string) string {
 }
 
 func (c *Config) ownDatabaseURL(service string) string {
-	return map[string]string{"order": c.OrderDatabaseURL, "dispatch": c.DispatchDatabaseURL}[service]
+	return map[string]string{
+		"order": c.OrderDatabaseURL, "dispatch": c.DispatchDatabaseURL,
+		"payment": c.PaymentDatabaseURL, "points": c.PointsDatabaseURL,
+	}[service]
 }
 
 // opens reports whether this process needs the service's database: because it runs the service's role, or relays its
