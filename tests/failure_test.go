@@ -289,3 +289,33 @@ func TestForeignAMQPClientIsUnderstood(t *testing.T) {
 	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM failure WHERE error_code = 'event_not_utf8' OR error_code = 'event_malformed'")
 	require.Zero(t, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-foreign-3'"))
 }
+
+func TestHandlerCutAtTheEndOfTheDrainTimeLosesNothing(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	s := &system{stack: st, cfg: config(t, st)}
+	s.cfg.DrainTimeout = time.Second
+	s.start(t)
+	t.Cleanup(func() { s.stop(t) })
+	s.addCourier(t, "zhao", 0)
+
+	// Somebody holds the courier, so that the handler waits in the database until its time is over.
+	holder, err := database(t, st.dispatch).Begin()
+	require.NoError(t, err)
+	defer func() { _ = holder.Rollback() }()
+	_, err = holder.Exec("UPDATE courier SET on_duty = on_duty")
+	require.NoError(t, err)
+	id := s.place(t, "x", 1)
+	eventually(t, "the handler waits for the courier", func() error {
+		if n := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT 1 FROM courier WHERE%'"); n == 0 {
+			return fmt.Errorf("nobody waits")
+		}
+		return nil
+	})
+	s.stop(t)
+	require.NoError(t, holder.Rollback())
+	require.Zero(t, s.dispatchRows(t, "SELECT COUNT(*) FROM failure"), "an interrupted message is not a failed one")
+	s.start(t)
+	s.awaitDispatched(t, id)
+	s.noFailures(t)
+}

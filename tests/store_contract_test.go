@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -423,4 +424,34 @@ func TestEightProcessesMigrateAtOnce(t *testing.T) {
 			require.EqualValues(t, 2, ran.Load(), "each migration ran once")
 		})
 	}
+}
+
+func TestTakingFromTheOutboxDoesNotLockWhereOrdersAreInserted(t *testing.T) {
+	t.Parallel()
+	s, err := sqlstore.OpenOrders(testenv.MySQL(t), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	_, err = s.Migrate(context.Background())
+	require.NoError(t, err)
+	storeOrder(t, s, "before")
+
+	// As a relay takes rows, but slowly: the transaction stays open while orders come.
+	err = s.DB().InTx(context.Background(), func(ctx context.Context, tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, "SELECT id FROM outbox WHERE available_at <= "+s.DB().Now+
+			" ORDER BY id LIMIT 500"+s.DB().ForUpdate+s.DB().SkipLocked)
+		if err != nil {
+			return err
+		}
+		for rows.Next() { // to the end of the table
+		}
+		if err := rows.Close(); err != nil {
+			return err
+		}
+		for i := range 20 {
+			storeOrder(t, s, fmt.Sprint("during", i))
+		}
+		return rows.Err()
+	})
+	require.NoError(t, err)
+	require.Equal(t, 21, pendingEvents(t, s))
 }
