@@ -56,10 +56,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "takeout:", err)
 		return exitUsage
 	}
-	if err := errors.Join(refuseSecrets(args), readSecretFiles(), warnUnknown(stderr, parser.Model)); err != nil {
+	if err := errors.Join(refuseSecrets(args), readSecretFiles()); err != nil {
 		fmt.Fprintln(stderr, "takeout:", err)
 		return exitUsage
 	}
+	warnUnknown(stderr, parser.Model)
 	command, err := parser.Parse(args)
 	if err != nil {
 		fmt.Fprintln(stderr, "takeout:", err)
@@ -131,7 +132,7 @@ func readSecretFiles() error {
 }
 
 // warnUnknown points out variables that look like settings and are none, for they are usually spelled wrong.
-func warnUnknown(stderr io.Writer, model *kong.Application) error {
+func warnUnknown(stderr io.Writer, model *kong.Application) {
 	known := map[string]bool{}
 	var visit func(*kong.Node)
 	visit = func(node *kong.Node) {
@@ -151,7 +152,6 @@ func warnUnknown(stderr io.Writer, model *kong.Application) error {
 			fmt.Fprintf(stderr, "takeout: there is no setting %s; takeout serve --help shows all\n", name)
 		}
 	}
-	return nil
 }
 
 type serveCmd struct {

@@ -3,8 +3,11 @@ package service
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"strings"
 	"time"
 
 	"takeout/adapters/sqldb"
@@ -88,12 +91,31 @@ func (s *Service) examineBroker(ctx context.Context) Finding {
 func examineAddress(ctx context.Context, addr string) Finding {
 	f := Finding{What: "HTTP address", Where: addr}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	if err != nil {
+	switch {
+	case err == nil:
+		_ = listener.Close()
+		f.OK = true
+	case takeoutServes(ctx, addr):
+		f.OK, f.Cause = true, "a takeout is serving here"
+	default:
 		f.Cause = err.Error()
-		f.Remedy = "stop the program that uses the port (it may be takeout itself), or choose another --http-addr"
-		return f
+		f.Remedy = "stop the program that uses the port, or choose another --http-addr"
 	}
-	_ = listener.Close()
-	f.OK = true
 	return f
+}
+
+func takeoutServes(ctx context.Context, addr string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/livez", nil)
+	if err != nil {
+		return false
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return false
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	return err == nil && response.StatusCode == http.StatusOK && strings.Contains(string(body), "alive")
 }

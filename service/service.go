@@ -258,7 +258,7 @@ func (s *Service) serveHTTP() error {
 		Orders: s.orders, Dispatches: s.dispatches, Health: s.health,
 		Metrics: promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}), Version: Version(),
 	}, s.logger)
-	listener, err := net.Listen("tcp", s.cfg.HTTPAddr)
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
 		return setting("http-addr", "cannot listen on %s: %w; is another program using the port?", s.cfg.HTTPAddr, err)
 	}

@@ -98,7 +98,7 @@ func violations(packages []goPackage) []string {
 			continue
 		}
 		for _, imported := range p.Imports {
-			allowed := false
+			var allowed bool
 			switch l := layers[i]; {
 			case strings.HasPrefix(imported, "takeout/"):
 				allowed = slices.ContainsFunc(l.own, func(path string) bool { return isBelow(imported, path) })

@@ -329,7 +329,7 @@ func TestOrdersAreRefusedClearlyWhileTheirDatabaseIsAway(t *testing.T) {
 	eventually(t, "orders are taken again", func() error {
 		a, err := send(http.MethodPost, s.api+"/v1/orders", `{"name":"x","amount":1}`)
 		if err != nil || a.status != http.StatusCreated {
-			return fmt.Errorf("%v %s", err, a)
+			return fmt.Errorf("%s: %w", a, err)
 		}
 		return nil
 	})

@@ -365,18 +365,24 @@ func TestFailureIsKeptOnceAndWhole(t *testing.T) {
 			require.NoError(t, s.DB().Reader().QueryRow("SELECT id, attempts, payload_size FROM failure WHERE payload_size = ?", len(payload)).
 				Scan(&id, &attempts, &size))
 			require.EqualValues(t, 2, attempts)
-			rows, err := s.DB().Reader().Query("SELECT bytes FROM failure_payload WHERE failure_id = ? ORDER BY part", id)
-			require.NoError(t, err)
-			var kept []byte
-			for rows.Next() {
-				var part []byte
-				require.NoError(t, rows.Scan(&part))
-				kept = append(kept, part...)
-			}
-			require.NoError(t, rows.Close())
-			require.True(t, bytes.Equal(payload, kept), name)
+			require.True(t, bytes.Equal(payload, keptPayload(t, s, id)), name)
 		}
 	})
+}
+
+func keptPayload(t testing.TB, s *orderStore, failure int64) []byte {
+	t.Helper()
+	rows, err := s.DB().Reader().Query("SELECT bytes FROM failure_payload WHERE failure_id = ? ORDER BY part", failure)
+	require.NoError(t, err)
+	defer rows.Close()
+	var kept []byte
+	for rows.Next() {
+		var part []byte
+		require.NoError(t, rows.Scan(&part))
+		kept = append(kept, part...)
+	}
+	require.NoError(t, rows.Err())
+	return kept
 }
 
 func TestDatabaseOfAnotherServiceIsRefused(t *testing.T) {
@@ -442,10 +448,8 @@ func TestTakingFromTheOutboxDoesNotLockWhereOrdersAreInserted(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		defer rows.Close()
 		for rows.Next() { // to the end of the table
-		}
-		if err := rows.Close(); err != nil {
-			return err
 		}
 		for i := range 20 {
 			storeOrder(t, s, fmt.Sprint("during", i))

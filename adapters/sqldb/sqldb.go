@@ -67,7 +67,7 @@ func Open(name, rawURL string, logger *slog.Logger) (*DB, error) {
 	case "sqlite":
 		return openSQLite(name, rest, logger)
 	}
-	return nil, fmt.Errorf("the %s database URL must start with mysql:// or sqlite:", name)
+	return nil, fmt.Errorf("the scheme of the %s database URL must be mysql or sqlite", name)
 }
 
 // Target says where the database is, without a password, for logs and messages.

@@ -113,7 +113,7 @@ func (db *DB) Own() (bool, error) {
 			"place with --data-dir", db.name, db.path, strings.TrimSpace(string(pid)))
 	}
 	db.lock = fileLock{lock}
-	return true, os.WriteFile(holder, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o640)
+	return true, os.WriteFile(holder, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600)
 }
 
 type fileLock struct{ *flock.Flock }

@@ -51,12 +51,13 @@ func checkDepth(body []byte) error {
 	tokens := jsontext.NewDecoder(bytes.NewReader(body))
 	for {
 		if _, err := tokens.ReadToken(); err != nil {
-			return nil // the decoder says better what is wrong
+			break // at the end, or where the decoder says better what is wrong
 		}
 		if tokens.StackDepth() > maxDepth {
 			return newProblem(http.StatusBadRequest, "body_too_deep", "the body is nested more than 16 levels deep")
 		}
 	}
+	return nil
 }
 
 func wanted(err *json.SemanticError) string {

@@ -324,11 +324,11 @@ func (l quietLogger) Error(msg string, err error, fields watermill.LogFields) {
 	if errors.Is(err, errStopping) {
 		return
 	}
-	l.Logger.Debug("watermill: "+msg, append(attrs(fields), "error", err)...)
+	l.Logger.Debug("watermill", append(attrs(fields), "says", msg, "error", err)...)
 }
 
 func (l quietLogger) Info(msg string, fields watermill.LogFields) {
-	l.Logger.Debug("watermill: "+msg, attrs(fields)...)
+	l.Logger.Debug("watermill", append(attrs(fields), "says", msg)...)
 }
 
 func (l quietLogger) Debug(string, watermill.LogFields) {}
