@@ -335,7 +335,7 @@ func (c *consumption) close(cause error) {
 func (c *consumption) lost(err *amqp.Error) error {
 	c.end(errLost)
 	if err != nil {
-		return err
+		return readable(err)
 	}
 	return c.session.reason(errors.New("the channel was closed"))
 }

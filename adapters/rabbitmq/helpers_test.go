@@ -192,7 +192,8 @@ func ready(t *testing.T, ch *amqp.Channel, queue string) int {
 type proxy struct {
 	target   string
 	listener net.Listener
-	swallow  atomic.Bool // keep the connections open and lose what the broker sends
+	swallow  atomic.Bool // lose what the broker sends
+	stall    atomic.Bool // do not read what the client sends
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -256,6 +257,9 @@ func (p *proxy) pipe(from, to net.Conn, fromBroker bool) {
 	defer to.Close()
 	buf := make([]byte, 64<<10)
 	for {
+		for !fromBroker && p.stall.Load() {
+			time.Sleep(time.Millisecond)
+		}
 		n, err := from.Read(buf)
 		if err != nil {
 			return

@@ -69,7 +69,7 @@ func (l *link) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			break
 		}
-		l.set(false, err)
+		l.set(false, fmt.Errorf("%w: %w", ErrNotConnected, err))
 		if err.Error() != logged {
 			logged = err.Error()
 			l.logger.Warn("no connection to the broker, trying again", "error", err)
@@ -83,7 +83,7 @@ func (l *link) run(ctx context.Context) {
 func (l *link) connect(ctx context.Context) (*session, error) {
 	s, err := dial(ctx, l.address, l.config, l.use, l.changedBlocked)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotConnected, err)
+		return nil, err
 	}
 	l.mu.Lock()
 	l.session = s
@@ -93,7 +93,7 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 		if err := l.prepare(s); err != nil {
 			err = s.reason(err)
 			s.close()
-			return nil, fmt.Errorf("%w: %w", ErrNotConnected, err)
+			return nil, err
 		}
 	}
 	l.set(true, nil)
@@ -104,7 +104,7 @@ func (l *link) connect(ctx context.Context) (*session, error) {
 func (l *link) attend(ctx context.Context, s *session) error {
 	select {
 	case <-s.dead:
-		return fmt.Errorf("%w: %w", ErrNotConnected, s.err)
+		return s.err
 	case <-ctx.Done():
 		l.set(false, ErrClosed)
 		s.close()
@@ -227,7 +227,7 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 		if s.raw != nil {
 			s.raw.Close()
 		}
-		return nil, err
+		return nil, readable(err)
 	}
 	s.conn = conn
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
@@ -296,10 +296,19 @@ func (s *session) blockedOr(otherwise error) error {
 // frees whoever is stuck in amqp091.
 func (s *session) fail(reason error) {
 	s.once.Do(func() {
-		s.err = reason
+		s.err = readable(reason)
 		close(s.dead)
 		s.raw.Close()
 	})
+}
+
+// readable returns what is inside an error that amqp091 made of one of the network: "EOF" for
+// `Exception (501) Reason: "EOF"`.
+func readable(err error) error {
+	if wrapped, ok := errors.AsType[*amqp.Error](err); ok && !wrapped.Server {
+		return errors.New(wrapped.Reason)
+	}
+	return err
 }
 
 // reason returns why the session ended if it has, and otherwise err: what a call returns after the connection
@@ -312,6 +321,8 @@ func (s *session) reason(err error) error {
 		return err
 	}
 }
+
+func (s *session) alive() bool { return s.reason(nil) == nil }
 
 // close says goodbye to the broker if it answers soon, and ends the session.
 func (s *session) close() {

@@ -70,9 +70,6 @@ func (p *publisher) publish(topic string, msgs []*message.Message) error {
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
 	}
-	if err := s.blockedError(); err != nil {
-		return fmt.Errorf("publish to %s: %w", topic, err)
-	}
 	err = p.send(s.pipe, topic, publishings)
 	p.note(topic, err)
 	return err

@@ -86,6 +86,21 @@ func TestUnroutableMessagesAreToldFromRoutableOnes(t *testing.T) {
 	}
 }
 
+func TestSameMessageManyTimesInFlightIsReturnedAsOften(t *testing.T) {
+	t.Parallel()
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{})
+
+	var all sync.WaitGroup
+	for range 300 {
+		all.Go(func() { wantError(t, b.Publish("unbound", newMessage("m")), rabbitmq.ErrUnroutable) })
+	}
+	all.Wait()
+
+	// And no return is left over for the next one.
+	bind(t, b, "unbound", "q")
+	publish(t, b, "unbound", "m")
+}
+
 func TestOneCallMayPublishMoreThanTheWindow(t *testing.T) {
 	t.Parallel()
 	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{PublishWindow: 10})
@@ -140,7 +155,9 @@ func TestWhatAMQPCannotCarryIsRefusedAndHarmsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	msgs, _ := subscribe(t, b, "q")
-	if got := receive(t, msgs); got.UUID != edge.UUID || !hasAll(got.Metadata, edge.Metadata) {
+	got := receive(t, msgs)
+	got.Ack()
+	if got.UUID != edge.UUID || !hasAll(got.Metadata, edge.Metadata) {
 		t.Errorf("got %s with %d metadata", got.UUID, len(got.Metadata))
 	}
 }
@@ -165,7 +182,9 @@ func TestMessageBiggerThanAFrameArrives(t *testing.T) {
 	}
 
 	msgs, _ := subscribe(t, b, "q")
-	if got := receive(t, msgs); len(got.Payload) != len(sent.Payload) {
+	got := receive(t, msgs)
+	got.Ack()
+	if len(got.Payload) != len(sent.Payload) {
 		t.Errorf("got %d bytes", len(got.Payload))
 	}
 }

@@ -107,7 +107,7 @@ func (s *subscription) run() {
 		if s.reading.Err() != nil {
 			return
 		}
-		if err.Error() != logged {
+		if err.Error() != logged && session.alive() { // a lost connection is told by its link
 			logged = err.Error()
 			s.logger.Warn("the queue cannot be read, trying again", "error", err)
 		}
