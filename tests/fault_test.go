@@ -358,3 +358,26 @@ func TestStoppingUnderLoadGivesNothingUpAndLosesNothing(t *testing.T) {
 		inTurn(t, production(t))
 	})
 }
+
+func TestEventsReachTheirQueuesBeforeAnyConsumerEverRan(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	order := startProcess(t, "order,relay", map[string]string{
+		"TAKEOUT_ROLES": "order,relay", "TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_BROKER_URL": st.broker,
+	})
+	s := &system{stack: st, api: order.url}
+	id := s.place(t, "early", 100)
+	eventually(t, "the outbox is empty", func() error {
+		if n := s.orderRows(t, "SELECT COUNT(*) FROM outbox"); n != 0 {
+			return fmt.Errorf("%d events wait", n)
+		}
+		return nil
+	})
+	dispatch := startProcess(t, "dispatch,relay", map[string]string{
+		"TAKEOUT_ROLES": "dispatch,relay", "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+	})
+	s.dispatchAPI = dispatch.url
+	s.addCourier(t, "zhao", 0)
+	s.awaitDispatched(t, id)
+	s.noFailures(t)
+}

@@ -1,0 +1,61 @@
+//go:build compose
+
+package tests
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// compose runs docker compose, or docker-compose where that is what there is, on docker/compose.yaml.
+func compose(t testing.TB, args ...string) {
+	t.Helper()
+	command := []string{"docker-compose"}
+	if exec.Command("docker", "compose", "version").Run() == nil {
+		command = []string{"docker", "compose"}
+	}
+	command = append(command, "-p", fmt.Sprint("takeout-test-", os.Getpid()), "-f", "../docker/compose.yaml")
+	out, err := exec.Command(command[0], append(command[1:], args...)...).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// The containers of docker/compose.yaml, with the images that the environment names: MYSQL_IMAGE, RABBITMQ_IMAGE, and
+// TAKEOUT_IMAGE, which must be built. The ports 8080 and 8081 must be free.
+func TestComposeSystemDispatchesThroughARestartOfItsBroker(t *testing.T) {
+	t.Cleanup(func() { compose(t, "down", "--volumes", "--timeout", "20") })
+	compose(t, "up", "--no-build", "--detach")
+	s := &system{api: "http://127.0.0.1:8080", dispatchAPI: "http://127.0.0.1:8081"}
+	for _, url := range []string{s.api, s.dispatchAPI} {
+		within(t, 2*time.Minute, url+" is ready", func() error {
+			a, err := get(url + "/readyz")
+			if err != nil || a.status != http.StatusOK {
+				return fmt.Errorf("%s: %w", a, err)
+			}
+			return nil
+		})
+	}
+	s.addCourier(t, "zhao", 0)
+	before := s.place(t, "before", 100)
+	s.awaitDispatched(t, before)
+
+	compose(t, "stop", "rabbitmq")
+	during := s.place(t, "during", 100)
+	require.Equal(t, "placed", s.get(t, during).Status)
+	compose(t, "start", "rabbitmq")
+	within(t, 2*time.Minute, "the order placed during the outage is dispatched", func() error {
+		if o := s.get(t, during); o.Status != "dispatched" {
+			return fmt.Errorf("it is %s", o.Status)
+		}
+		return nil
+	})
+	compose(t, "kill", "dispatch")
+	after := s.place(t, "after", 100)
+	compose(t, "start", "dispatch")
+	s.awaitDispatched(t, after)
+}
