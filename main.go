@@ -68,6 +68,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	if err := command.Run(); err != nil {
 		code := exitFailed
+		if _, wrong := errors.AsType[*service.SettingError](err); wrong {
+			code = exitUsage
+		}
 		if coded, ok := errors.AsType[exitError](err); ok {
 			code = coded.code
 		}
@@ -124,7 +127,11 @@ func readSecretFiles() error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if err := os.Setenv(target, strings.TrimSpace(string(text))); err != nil {
+		secret := strings.TrimSpace(string(text))
+		if secret == "" {
+			return fmt.Errorf("%s: the file %s is empty", name, path)
+		}
+		if err := os.Setenv(target, secret); err != nil {
 			return err
 		}
 	}

@@ -3,13 +3,17 @@
 package service
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"takeout/adapters/sqldb"
 	"takeout/ports/messaging"
 )
 
@@ -50,10 +54,20 @@ func (c *Config) roles() []messaging.Role {
 
 func (c *Config) has(role messaging.Role) bool { return slices.Contains(c.roles(), role) }
 
-// setting is a complaint about one setting.
+// SettingError says which setting is wrong and why.
+type SettingError struct{ error }
+
+// Unwrap returns what was wrong with it.
+func (e *SettingError) Unwrap() error { return e.error }
+
+// setting is a complaint about one setting: a SettingError, unless the setting is right and the network is not.
 func setting(flag, format string, args ...any) error {
 	env := "TAKEOUT_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
-	return fmt.Errorf("--"+flag+" ("+env+"): "+format, args...)
+	err := fmt.Errorf("--"+flag+" ("+env+"): "+format, args...)
+	if _, ok := errors.AsType[*net.OpError](err); ok {
+		return err
+	}
+	return &SettingError{err}
 }
 
 // Validate returns what is wrong with the settings, naming the first that is, without any password.
@@ -96,8 +110,32 @@ func (c *Config) Validate() error {
 			return setting(service+"-database-url", "is the %s service's database; each service needs one of its own", other)
 		}
 		owner[url] = service
+		flag := service + "-database-url"
+		if c.ownDatabaseURL(service) == "" && c.DatabaseURL != "" {
+			flag = "database-url"
+		}
+		if err := checkDatabaseURL(service, url); err != nil {
+			return setting(flag, "%w", err)
+		}
+	}
+	if scheme == "sql" {
+		if err := checkDatabaseURL("broker", c.brokerDatabaseURL()); err != nil {
+			return setting("broker-url", "%w", err)
+		}
 	}
 	return nil
+}
+
+// checkDatabaseURL tells whether the URL can be used, without connecting.
+func checkDatabaseURL(name, rawURL string) error {
+	db, err := sqldb.Open(name, rawURL, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	if u, err := url.Parse(rawURL); err == nil && u.Port() != "" && !validPort(u.Port()) {
+		return fmt.Errorf("the %s database URL has a port that is not from 0 to 65535", name)
+	}
+	return db.Close()
 }
 
 func validPort(s string) bool {

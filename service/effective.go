@@ -39,8 +39,8 @@ func kebab(name string) string {
 	return strings.ToLower(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(name, "$1-$2"))
 }
 
-// The user part of a URL up to its last @: a password may hold one that should have been escaped.
-var password = regexp.MustCompile(`(://[^:@/?#]*):[^/?#]*@`)
+// What follows the user up to the last @: a password may hold signs that should have been escaped, even an @.
+var password = regexp.MustCompile(`(://[^:@/?#]*):.*@`)
 
 // maskPassword replaces the password of a URL.
 func maskPassword(url string) string { return password.ReplaceAllString(url, "$1:***@") }

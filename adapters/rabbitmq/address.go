@@ -66,7 +66,7 @@ func parseAddress(rawURL string) (address, error) {
 	}
 	if !namespaceForm.MatchString(namespace) || strings.HasPrefix(namespace, "amq.") {
 		return address{}, errors.New("broker URL: namespace must be 1 to 64 letters, digits, dots, dashes and " +
-			"underscores, and not begin with amq.")
+			"underscores, and must not begin with the reserved amq")
 	}
 	for name := range query {
 		if !parameterForm.MatchString(name) {

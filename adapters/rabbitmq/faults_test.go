@@ -3,7 +3,6 @@ package rabbitmq_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/url"
 	"strings"
@@ -376,7 +375,7 @@ func TestClosedBrokerLeavesNothingBehind(t *testing.T) {
 	rawURL := testenv.AMQP(t)
 	before := goleak.IgnoreCurrent()
 	p, through := newProxy(t, rawURL)
-	b, err := rabbitmq.Open(through, rabbitmq.Config{ReconnectMax: 50 * time.Millisecond}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	b, err := rabbitmq.Open(through, rabbitmq.Config{ReconnectMax: 50 * time.Millisecond}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Builds the images takeout-test/mariadb:10.11 and takeout-test/rabbitmq:3.10 from Debian packages alone,
-# for machines that reach a Debian mirror but no image registry. Skips what is already built.
+# Builds the images takeout-test/mariadb:10.11, takeout-test/rabbitmq:3.10 and takeout-test/go from Debian packages
+# and this machine's Go alone, for machines that reach a Debian mirror but no image registry. Skips what is already
+# built.
 #
-# Needs: Debian, root or sudo, debootstrap, a Docker engine. To build again, docker rmi the images first.
+# Needs: Debian, root or sudo, debootstrap, Go, a Docker engine. To build again, docker rmi the images first.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -48,3 +49,18 @@ build() { # image, directory
 
 build takeout-test/mariadb:10.11 mariadb
 build takeout-test/rabbitmq:3.10 rabbitmq
+
+# Go's own files and this machine's certificates are the build context, so that modules can be fetched from where
+# this machine fetches them.
+go_context() {
+  goroot=$(go env GOROOT)
+  tar -c --dereference -C "$PWD/go" Dockerfile -C /etc/ssl/certs ca-certificates.crt \
+    -C "$(dirname "$goroot")" --transform "s,^$(basename "$goroot"),go," "$(basename "$goroot")"
+}
+if built takeout-test/go; then
+  echo "takeout-test/go is already built"
+else
+  echo "build takeout-test/go"
+  go_context | DOCKER_BUILDKIT=0 docker build --quiet --force-rm --tag takeout-test/go - >/dev/null ||
+    die "takeout-test/go could not be built"
+fi

@@ -49,15 +49,13 @@ func decode(body []byte, v any) error {
 // checkDepth walks the tokens, so that deep nesting ends here and not in a recursion.
 func checkDepth(body []byte) error {
 	tokens := jsontext.NewDecoder(bytes.NewReader(body))
-	for {
-		if _, err := tokens.ReadToken(); err != nil {
-			break // at the end, or where the decoder says better what is wrong
-		}
+	var err error
+	for ; err == nil; _, err = tokens.ReadToken() {
 		if tokens.StackDepth() > maxDepth {
 			return newProblem(http.StatusBadRequest, "body_too_deep", "the body is nested more than 16 levels deep")
 		}
 	}
-	return nil
+	return nil // at the end, or at a fault that the decoder describes better
 }
 
 func wanted(err *json.SemanticError) string {

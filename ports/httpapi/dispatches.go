@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"reflect"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -93,7 +92,7 @@ type rawBody struct {
 }
 
 type changeCourierInput struct {
-	CourierID string `path:"courier_id" maxLength:"64"`
+	CourierID string `path:"courier_id"`
 	RawBody   []byte `contentType:"application/json"`
 }
 
@@ -102,15 +101,13 @@ func (s *server) registerCouriers(api huma.API) {
 		OperationID: "list-couriers", Method: http.MethodGet, Path: "/v1/couriers", Summary: "Show the roster",
 		Tags: []string{"couriers"}, Errors: []int{503},
 	}, s.listCouriers)
-	huma.Register(api, huma.Operation{
+	register[addCourierBody](api, huma.Operation{
 		OperationID: "add-courier", Method: http.MethodPost, Path: "/v1/couriers", Summary: "Put a courier on the roster",
-		Tags: []string{"couriers"}, DefaultStatus: http.StatusCreated, MaxBodyBytes: maxBody + 1, BodyReadTimeout: bodyTimeout, SkipValidateBody: true,
-		RequestBody: jsonBody[addCourierBody](api), Errors: []int{400, 409, 413, 415, 422, 503},
+		Tags: []string{"couriers"}, DefaultStatus: http.StatusCreated, Errors: []int{409, 503},
 	}, s.addCourier)
-	huma.Register(api, huma.Operation{
+	register[changeCourierBody](api, huma.Operation{
 		OperationID: "change-courier", Method: http.MethodPatch, Path: "/v1/couriers/{courier_id}", Summary: "Change a courier",
-		Tags: []string{"couriers"}, MaxBodyBytes: maxBody + 1, BodyReadTimeout: bodyTimeout, SkipValidateBody: true,
-		RequestBody: jsonBody[changeCourierBody](api), Errors: []int{400, 404, 413, 415, 422, 503},
+		Tags: []string{"couriers"}, Errors: []int{404, 503},
 	}, s.changeCourier)
 }
 
@@ -168,5 +165,3 @@ func (s *server) changeCourier(ctx context.Context, in *changeCourierInput) (*co
 	}
 	return &courierView{Body: courierBody(c)}, nil
 }
-
-func typeOf[T any]() reflect.Type { return reflect.TypeFor[T]() }

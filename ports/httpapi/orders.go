@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -55,19 +56,20 @@ type placeOrderBody struct {
 }
 
 type placeOrderInput struct {
-	keyInput
+	KeyInput
 	RawBody []byte `contentType:"application/json"`
 }
 
-// keyInput reads the Idempotency-Key header of draft-ietf-httpapi-idempotency-key-header, quoted as there or bare.
-type keyInput struct {
+// KeyInput reads the Idempotency-Key header of draft-ietf-httpapi-idempotency-key-header, quoted as there or bare. It
+// is exported because huma does not see what is in an embedded type that is not.
+type KeyInput struct {
 	Key string `header:"Idempotency-Key" doc:"1 to 255 visible characters. The same request under the same key has one effect and gets the same answer."`
 
 	sent bool
 }
 
 // Resolve implements huma.Resolver.
-func (in *keyInput) Resolve(ctx huma.Context) []error {
+func (in *KeyInput) Resolve(ctx huma.Context) []error {
 	var values []string
 	ctx.EachHeader(func(name, value string) {
 		if strings.EqualFold(name, "Idempotency-Key") {
@@ -97,17 +99,16 @@ type orderOutput struct {
 }
 
 func (s *server) registerOrders(api huma.API) {
-	huma.Register(api, huma.Operation{
+	theOrder := map[string]*huma.MediaType{"application/json": {Schema: api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[OrderBody](), true, "")}}
+	register[placeOrderBody](api, huma.Operation{
 		OperationID: "place-order", Method: http.MethodPost, Path: "/v1/orders", Summary: "Place an order",
-		Description:   "The order is durable when 201 is sent. The same order under the same order_id is not placed twice: 200.",
-		Tags:          []string{"orders"},
-		DefaultStatus: http.StatusCreated, MaxBodyBytes: maxBody + 1, BodyReadTimeout: bodyTimeout, SkipValidateBody: true,
-		RequestBody: jsonBody[placeOrderBody](api),
-		Responses: map[string]*huma.Response{"201": {
-			Description: "The order is placed.",
-			Content:     map[string]*huma.MediaType{"application/json": {Schema: api.OpenAPI().Components.Schemas.Schema(typeOf[OrderBody](), true, "")}},
-		}},
-		Errors: []int{400, 409, 413, 415, 422, 503},
+		Description: "The order is durable when 201 is sent. The same order under the same order_id is not placed twice: 200.",
+		Tags:        []string{"orders"}, DefaultStatus: http.StatusCreated,
+		Responses: map[string]*huma.Response{
+			"200": {Description: "The order had been placed before, without an Idempotency-Key.", Content: theOrder},
+			"201": {Description: "The order is placed.", Content: theOrder},
+		},
+		Errors: []int{409, 503},
 	}, s.placeOrder)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-order", Method: http.MethodGet, Path: "/v1/orders/{order_id}", Summary: "Show an order",
@@ -197,7 +198,7 @@ func allOf(errs ...error) error {
 }
 
 type orderIDInput struct {
-	OrderID string `path:"order_id" maxLength:"64"`
+	OrderID string `path:"order_id"`
 }
 
 type orderView struct{ Body OrderBody }

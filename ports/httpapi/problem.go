@@ -55,6 +55,14 @@ func (p *Problem) GetHeaders() http.Header {
 	return http.Header{"Retry-After": {p.retryAfter}}
 }
 
+// complete adds what only the request knows.
+func (p *Problem) complete(r *http.Request) {
+	p.RequestID = requestID(r.Context())
+	if len(r.URL.Path) <= 256 {
+		p.Instance = r.URL.Path
+	}
+}
+
 // statusOf is the one table from the kind of an error to an HTTP status. What is not in it is a 500, whose text stays
 // in the log.
 var statusOf = map[domain.Kind]int{
@@ -74,7 +82,7 @@ func (s *server) problem(ctx context.Context, err error) *Problem {
 	known, ok := errors.AsType[*domain.Error](err)
 	if !ok || statusOf[known.Kind] == 0 {
 		if errors.Is(err, context.Canceled) {
-			return newProblem(499, "client_gone", "the client closed the connection before the answer")
+			return newProblem(http.StatusServiceUnavailable, "client_gone", "the client closed the connection before the answer") // nobody reads it
 		}
 		s.logger.Error("a request failed", "request_id", requestID(ctx), "error", err)
 		return newProblem(http.StatusInternalServerError, "internal_error", "something unexpected went wrong; the log has it under the request_id")
@@ -108,9 +116,8 @@ func humaProblem(status int, detail string, errs ...error) huma.StatusError {
 	if status == http.StatusUnprocessableEntity {
 		status, detail = http.StatusBadRequest, "a parameter is not valid"
 	}
-	if status == http.StatusInternalServerError { // huma's answer to a body that ends too early
-		status, code, detail = http.StatusBadRequest, "body_incomplete", "the body could not be read to its end"
-		errs = nil
+	if detail == "request body is required" {
+		code, detail = "body_empty", "the body must be a JSON object; it is empty"
 	}
 	p := newProblem(status, code, detail)
 	for _, err := range errs {

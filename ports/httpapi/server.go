@@ -2,10 +2,16 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"log/slog"
+	"mime"
 	"net/http"
+	"net/url"
+	"os"
 	"path"
 	"reflect"
 	"runtime/debug"
@@ -15,6 +21,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 	"github.com/swaggest/swgui/v5emb"
 
@@ -96,7 +103,9 @@ func NewServer(handler http.Handler, logger *slog.Logger) *http.Server {
 		WriteTimeout:      15 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+
+		DisableGeneralOptionsHandler: true, // which would answer OPTIONS * with 200
+		ErrorLog:                     slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -114,9 +123,7 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 		if domain.CheckID("request_id", id) != nil {
 			id = "req_" + uuid.Must(uuid.NewV7()).String()
 		}
-		ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), requestIDKey{}, id), requestTimeout)
-		defer cancel()
-		r = r.WithContext(ctx)
+		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -127,7 +134,11 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 					"something unexpected went wrong; the log has it under the request_id"))
 			}
 		}()
-		if p := s.refuse(r, mux); p != nil {
+		p := s.refuse(r, mux)
+		if p == nil && takesBody(r) {
+			p = readBody(r)
+		}
+		if p != nil {
 			if p.Status == http.StatusMethodNotAllowed {
 				w.Header().Set("Allow", allowed(mux, r))
 			}
@@ -138,6 +149,9 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 			return
 		}
 		began := time.Now()
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
 		mux.ServeHTTP(&problemWriter{ResponseWriter: w, request: r}, r)
 		s.logger.Debug("request served", "request_id", id, "method", r.Method, "path", r.URL.Path, "took", time.Since(began).String())
 	})
@@ -159,11 +173,50 @@ func (s *server) refuse(r *http.Request, mux *http.ServeMux) *Problem {
 		}
 		return s.notFound(r)
 	}
+	if p := checkQuery(r.URL); p != nil {
+		return p
+	}
 	if r.ContentLength > maxBody {
 		return newProblem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than 64 KiB")
 	}
-	if (r.ContentLength != 0 || r.Body != nil && r.Body != http.NoBody) && (r.Method == http.MethodPost || r.Method == http.MethodPatch) {
+	if takesBody(r) && (r.ContentLength != 0 || r.Body != http.NoBody) {
 		return checkContentType(r)
+	}
+	return nil
+}
+
+func takesBody(r *http.Request) bool {
+	return r.Method == http.MethodPost || r.Method == http.MethodPatch
+}
+
+// readBody takes the whole body in before the time for the use case begins: a slow client is not a slow database.
+func readBody(r *http.Request) *Problem {
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return newProblem(http.StatusRequestTimeout, "body_too_slow", "the body did not come within 10 seconds")
+	case err != nil:
+		return newProblem(http.StatusBadRequest, "body_incomplete", "the body could not be read to its end")
+	case len(body) > maxBody:
+		return newProblem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is larger than 64 KiB")
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return nil
+}
+
+// checkQuery refuses what could be read in two ways.
+func checkQuery(u *url.URL) *Problem {
+	if !strings.HasPrefix(u.Path, "/v1/") {
+		return nil
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return newProblem(http.StatusBadRequest, "parameter_invalid", "the query of the URL cannot be read")
+	}
+	for name, values := range query {
+		if len(values) > 1 {
+			return fieldProblem(jsontext.Pointer(name), "parameter_invalid", "comes twice")
+		}
 	}
 	return nil
 }
@@ -173,10 +226,11 @@ func (s *server) notFound(r *http.Request) *Problem {
 	elsewhere := func(role string) *Problem {
 		return newProblem(http.StatusNotFound, "served_elsewhere", "this process does not run the role "+role+", which serves this path")
 	}
+	below := func(path string) bool { return strings.HasPrefix(r.URL.Path+"/", path+"/") }
 	switch {
-	case s.Orders == nil && strings.HasPrefix(r.URL.Path, "/v1/orders"):
+	case s.Orders == nil && below("/v1/orders"):
 		return elsewhere("order")
-	case s.Dispatches == nil && (strings.HasPrefix(r.URL.Path, "/v1/dispatches") || strings.HasPrefix(r.URL.Path, "/v1/couriers")):
+	case s.Dispatches == nil && (below("/v1/dispatches") || below("/v1/couriers")):
 		return elsewhere("dispatch")
 	}
 	return newProblem(http.StatusNotFound, "path_not_found", "there is nothing at this path; see /docs")
@@ -186,12 +240,11 @@ func checkContentType(r *http.Request) *Problem {
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		return newProblem(http.StatusUnsupportedMediaType, "content_encoding_unsupported", "the body must not be compressed")
 	}
-	kind, params, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	if !strings.EqualFold(strings.TrimSpace(kind), "application/json") {
+	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" {
 		return newProblem(http.StatusUnsupportedMediaType, "content_type_unsupported", "the body must come with Content-Type: application/json")
 	}
-	name, charset, _ := strings.Cut(strings.TrimSpace(params), "=")
-	if strings.EqualFold(strings.TrimSpace(name), "charset") && !strings.EqualFold(strings.Trim(charset, `" `), "utf-8") {
+	if charset, named := params["charset"]; named && !strings.EqualFold(charset, "utf-8") {
 		return newProblem(http.StatusUnsupportedMediaType, "charset_unsupported", "the body must be UTF-8")
 	}
 	return nil
@@ -220,9 +273,6 @@ type problemWriter struct {
 
 func (w *problemWriter) WriteHeader(status int) {
 	w.problem = w.Header().Get("Content-Type") == "application/problem+json"
-	if status == 499 { // nobody reads it; it is not a status that net/http knows
-		status = http.StatusServiceUnavailable
-	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -230,7 +280,7 @@ func (w *problemWriter) Write(body []byte) (int, error) {
 	if w.problem {
 		var p Problem
 		if json.Unmarshal(body, &p) == nil {
-			p.Instance, p.RequestID = w.request.URL.Path, requestID(w.request.Context())
+			p.complete(w.request)
 			if full, err := json.Marshal(p); err == nil {
 				_, err := w.ResponseWriter.Write(full)
 				return len(body), err
@@ -244,22 +294,21 @@ func (w *problemWriter) Write(body []byte) (int, error) {
 func (w *problemWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
-	p.Instance, p.RequestID = r.URL.Path, requestID(r.Context())
-	if len(p.Instance) > 256 {
-		p.Instance = ""
-	}
+	p.complete(r)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p)
 }
 
-// jsonBody describes a request body that the handler decodes itself.
-func jsonBody[B any](api huma.API) *huma.RequestBody {
-	var body B
-	return &huma.RequestBody{
-		Required: true,
-		Content: map[string]*huma.MediaType{
-			"application/json": {Schema: huma.SchemaFromType(api.OpenAPI().Components.Schemas, reflect.TypeOf(body))},
-		},
-	}
+// register registers an operation whose handler decodes the body itself, and describes that body as a B.
+func register[B, I, O any](api huma.API, op huma.Operation, handler func(context.Context, *I) (*O, error)) {
+	// readBody has read the body. Its deadline must not stay: net/http would cancel the connection's next request.
+	op.MaxBodyBytes, op.BodyReadTimeout, op.SkipValidateBody = maxBody+1, -1, true
+	op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
+		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
+	body := &huma.MediaType{}
+	op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": body}}
+	huma.Register(api, op, handler)
+	body.Schema = huma.SchemaFromType(api.OpenAPI().Components.Schemas, reflect.TypeFor[B]())
+	op.RequestBody.Content["application/json"] = body // in place of the plain bytes that huma takes it for
 }

@@ -85,7 +85,7 @@ var findEngine = sync.OnceValues(func() (*engine, error) {
 		if r.err != nil {
 			return nil, fmt.Errorf("no Docker engine answers: %w", r.err)
 		}
-		r.engine.sweep(false)
+		r.engine.sweep()
 		foundEngine.Store(r.engine)
 		return r.engine, nil
 	case <-time.After(10 * time.Second):
@@ -100,7 +100,8 @@ func connectEngine() (*engine, error) {
 	// Its image may be out of reach, and sweep does its work.
 	setDefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 	tclog.SetDefault(tclog.NewNoopLogger())
-	provider, err := testcontainers.NewDockerProvider()
+	// Without the name of Docker's own network it makes one of its own, which stays.
+	provider, err := testcontainers.NewDockerProvider(testcontainers.WithDefaultBridgeNetwork("bridge"))
 	if err != nil {
 		return nil, err
 	}
@@ -109,10 +110,13 @@ func connectEngine() (*engine, error) {
 		return nil, err
 	}
 	e := &engine{client: provider.Client()}
-	// Inside a container testcontainers takes the bridge's gateway for the engine's address. That is right
-	// for an engine outside, whose socket was mounted, and hangs with one that runs in the same container.
-	if _, err := os.Stat("/.dockerenv"); err == nil && e.isHere() {
-		setDefault("TESTCONTAINERS_HOST_OVERRIDE", "127.0.0.1")
+	// Inside a container testcontainers takes the gateway of the engine's bridge for the engine's address, if
+	// the engine tells it. That is right for an engine outside, whose socket was mounted, and hangs with one
+	// that runs in the same container.
+	if _, err := os.Stat("/.dockerenv"); err == nil && strings.HasPrefix(e.client.DaemonHost(), "unix:") {
+		if gateway, ok := e.gateway(); ok {
+			setDefault("TESTCONTAINERS_HOST_OVERRIDE", gateway)
+		}
 	}
 	if e.host, err = provider.DaemonHost(ctx); err != nil {
 		return nil, err
@@ -129,21 +133,24 @@ func setDefault(name, value string) {
 	}
 }
 
-// isHere tells whether the gateway of the engine's bridge is an address of this machine or container.
-func (e *engine) isHere() bool {
+// gateway is the address of the engine's bridge, or the loopback address if that bridge is our own.
+func (e *engine) gateway() (string, bool) {
 	bridge, err := e.client.NetworkInspect(context.Background(), "bridge", client.NetworkInspectOptions{})
-	if err != nil {
-		return false
+	if err != nil || len(bridge.Network.IPAM.Config) == 0 {
+		return "", false
+	}
+	config := bridge.Network.IPAM.Config[0]
+	gateway := config.Gateway
+	if !gateway.IsValid() {
+		gateway = config.Subnet.Masked().Addr().Next() // which is what Docker takes if it says nothing
 	}
 	addresses, _ := net.InterfaceAddrs()
-	for _, config := range bridge.Network.IPAM.Config {
-		for _, address := range addresses {
-			if own, err := netip.ParsePrefix(address.String()); err == nil && own.Addr() == config.Gateway {
-				return true
-			}
+	for _, address := range addresses {
+		if own, err := netip.ParsePrefix(address.String()); err == nil && own.Addr() == gateway {
+			return "127.0.0.1", true
 		}
 	}
-	return false
+	return gateway.String(), gateway.IsValid()
 }
 
 // pull gives up soon if no registry answers, and waits longer once it does.
@@ -177,9 +184,8 @@ func brief(err error) error {
 	return errors.New(strings.TrimSpace(err.Error()))
 }
 
-// sweep removes the containers of processes of this host that were killed before they could, and if
-// ownToo those of this process.
-func (e *engine) sweep(ownToo bool) {
+// sweep removes the containers of processes of this host that were killed before they could.
+func (e *engine) sweep() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	list, err := e.client.ContainerList(ctx, client.ContainerListOptions{
@@ -191,7 +197,7 @@ func (e *engine) sweep(ownToo bool) {
 	host, _ := os.Hostname()
 	for _, c := range list.Items {
 		pid, ok := strings.CutPrefix(c.Labels[ownerLabel], host+":")
-		if ok && (isGone(pid) || ownToo && pid == strconv.Itoa(os.Getpid())) {
+		if ok && isGone(pid) {
 			e.remove(ctx, c.ID)
 		}
 	}

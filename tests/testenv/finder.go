@@ -3,9 +3,11 @@ package testenv
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -113,8 +115,10 @@ var (
 
 	liveMu sync.Mutex
 	live   = map[server]bool{}
-	// closing is set when the process is about to end: no server may start any more.
-	closing bool
+	// starting counts the servers that are not live yet.
+	starting atomic.Int32
+	// closing is set when the process is about to end: servers that are starting give up.
+	closing atomic.Bool
 
 	sharedServers = map[kind]func() (*endpoint, error){
 		mysqlKind:  sync.OnceValues(func() (*endpoint, error) { return findShared(mysqlKind) }),
@@ -143,7 +147,7 @@ func findShared(k kind) (*endpoint, error) {
 			e.api = os.Getenv(envManagement)
 		}
 		if err := ping(k, u); err != nil {
-			return nil, fmt.Errorf("testenv: %s is set, but %s does not answer: %w", k.urlVariable(), u.Redacted(), err)
+			return nil, fmt.Errorf("testenv: %s is set, but %s does not answer; start it or unset the variable: %w", k.urlVariable(), u.Redacted(), err)
 		}
 		if runner == "" {
 			say("%s at %s, from %s", product(k, u), u.Host, k.urlVariable())
@@ -258,16 +262,20 @@ func newServer(k kind) (server, error) {
 	return startOn(b, k, false)
 }
 
+var errClosing = errors.New("the tests are ending")
+
 func startOn(b backend, k kind, shared bool) (server, error) {
+	starting.Add(1)
+	defer starting.Add(-1)
 	s, err := b.start(shared)
 	if err != nil {
 		return nil, fmt.Errorf("testenv: start %s (%s): %w", k.title(), b, err)
 	}
 	liveMu.Lock()
 	defer liveMu.Unlock()
-	if closing {
+	if closing.Load() {
 		s.close()
-		return nil, errors.New("testenv: the tests are ending")
+		return nil, errClosing
 	}
 	live[s] = true
 	return s, nil
@@ -283,22 +291,23 @@ func closeServer(s server) {
 	}
 }
 
+// closeAll ends every server of this process, also those that are starting just now.
 func closeAll() {
-	liveMu.Lock()
-	closing = true
-	left := make([]server, 0, len(live))
-	for s := range live {
-		left = append(left, s)
+	closing.Store(true)
+	for deadline := time.Now().Add(20 * time.Second); starting.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
 	}
+	liveMu.Lock()
+	left := slices.Collect(maps.Keys(live))
 	liveMu.Unlock()
 	var wg sync.WaitGroup
 	for _, s := range left {
 		wg.Go(func() { closeServer(s) })
 	}
 	wg.Wait()
-	// What is still there was starting just now, or belonged to a test process that was killed.
+	// What is still there belonged to a test process that was killed.
 	if e := foundEngine.Load(); e != nil {
-		e.sweep(true)
+		e.sweep()
 	}
 	sweepTempDirs()
 }
@@ -310,6 +319,9 @@ type Shared struct{ mysql, amqp *endpoint }
 // Close it also after an error.
 func StartShared() (*Shared, error) {
 	var s Shared
+	if _, err := forced(); err != nil {
+		return &s, err
+	}
 	var errs [2]error
 	var wg sync.WaitGroup
 	wg.Go(func() { s.mysql, errs[0] = sharedServers[mysqlKind]() })

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/gofrs/flock"
 )
 
 // installPackage installs the server of this kind on Debian and Ubuntu, if we are root there.
@@ -26,6 +28,15 @@ func installPackage(k kind) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("not root, so the tests cannot run apt-get install %s", pkg)
 	}
+	// Test processes of several packages may come here at once.
+	lock := flock.New(filepath.Join(os.TempDir(), "takeout-test-install.lock"))
+	if err := lock.Lock(); err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	if _, err := findNative(k); err == nil {
+		return nil
+	}
 	say("installing %s with apt-get", pkg)
 	began := time.Now()
 	defer endStrayDaemons(daemons())
@@ -34,11 +45,15 @@ func installPackage(k kind) error {
 		return err
 	}
 	defer restore()
-	if err := apt("update"); err != nil {
-		return err
-	}
-	if err := apt("install", "-y", "--no-install-recommends", pkg); err != nil {
-		return err
+	install := []string{"install", "-y", "--no-install-recommends", pkg}
+	// Without package lists, or with old ones, it fails at once.
+	if err := apt(install...); err != nil {
+		if err := apt("update"); err != nil {
+			return err
+		}
+		if err := apt(install...); err != nil {
+			return err
+		}
 	}
 	say("installed %s in %.0f s", pkg, time.Since(began).Seconds())
 	return nil
@@ -60,7 +75,6 @@ func isDebian(release string) bool {
 }
 
 func apt(args ...string) error {
-	// Test processes of several packages may come here at once.
 	cmd := exec.Command("apt-get", append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"}, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	out, err := cmd.CombinedOutput()

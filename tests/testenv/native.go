@@ -146,18 +146,19 @@ func newNativeMySQL(program string) (_ server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	data, initFile := filepath.Join(dir, "data"), filepath.Join(dir, "init.sql")
+	// An own directory for temporary tables as well: in a shared one two servers that start at the same
+	// time have crashed.
+	data, initFile, own := filepath.Join(dir, "data"), filepath.Join(dir, "init.sql"), []string{"--tmpdir=" + dir}
 	if err := os.WriteFile(initFile, []byte(
 		"CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';\n"+
 			"ALTER USER 'root'@'127.0.0.1' IDENTIFIED BY '"+mysqlPassword+"';\n"+
 			"GRANT ALL PRIVILEGES ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;\n"), 0o600); err != nil {
 		return nil, err
 	}
-	var user []string
 	if os.Geteuid() == 0 {
-		user = []string{"--user=root"}
+		own = append(own, "--user=root")
 	}
-	if err := createDataDirectory(program, data, user); err != nil {
+	if err := createDataDirectory(program, data, own); err != nil {
 		return nil, err
 	}
 	s.address = address(mysqlKind, "127.0.0.1", port)
@@ -170,7 +171,7 @@ func newNativeMySQL(program string) (_ server, err error) {
 			"--port=" + strconv.Itoa(port),
 			"--bind-address=127.0.0.1",
 			"--init-file=" + initFile,
-		}, mysqlSettings, user)...)
+		}, own, mysqlSettings)...)
 	}
 	if err := s.start(); err != nil {
 		return nil, err
@@ -178,8 +179,8 @@ func newNativeMySQL(program string) (_ server, err error) {
 	return s, nil
 }
 
-func createDataDirectory(program, data string, user []string) error {
-	cmd := exec.Command(program, append([]string{"--no-defaults", "--initialize-insecure", "--datadir=" + data}, user...)...)
+func createDataDirectory(program, data string, own []string) error {
+	cmd := exec.Command(program, append([]string{"--no-defaults", "--initialize-insecure", "--datadir=" + data}, own...)...)
 	version, err := exec.Command(program, "--no-defaults", "--version").Output()
 	if err != nil {
 		return fmt.Errorf("%s --version: %w", program, err)
@@ -194,7 +195,7 @@ func createDataDirectory(program, data string, user []string) error {
 		}
 		cmd = exec.Command(install, append([]string{
 			"--no-defaults", "--datadir=" + data, "--auth-root-authentication-method=normal", "--skip-test-db",
-		}, user...)...)
+		}, own...)...)
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)

@@ -161,6 +161,9 @@ func awaitReady(k kind, u *url.URL, ended <-chan struct{}, patience time.Duratio
 			return errors.New("it ended while starting")
 		case <-time.After(50 * time.Millisecond):
 		}
+		if closing.Load() {
+			return errClosing
+		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("it does not answer after %v: %w", patience, err)
 		}

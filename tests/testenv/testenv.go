@@ -8,13 +8,14 @@
 //  4. on Debian and Ubuntu, as root: the same after installing mariadb-server and rabbitmq-server.
 //
 // If all fail the test fails and says how to provide them; nothing is ever skipped.
-// TAKEOUT_TEST_ENV=urls|docker|native forces one way.
+// TAKEOUT_TEST_ENV=urls|docker|native forces one way. The images are mysql:8.4 and rabbitmq:4-management, or
+// TAKEOUT_TEST_MYSQL_IMAGE, which may be a MariaDB, and TAKEOUT_TEST_RABBITMQ_IMAGE.
 //
 // A package that uses [MySQL] or [AMQP] needs
 //
 //	func TestMain(m *testing.M) { testenv.Main(m) }
 //
-// Packages of one `go test` run share their servers when it is started by tests/testenv/run.
+// Every test process then starts its own servers; those below tests/testenv/run share one of each.
 package testenv
 
 import (

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	_ "github.com/go-sql-driver/mysql"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -34,7 +35,8 @@ func TestDatabaseIsDroppedWithItsTest(t *testing.T) {
 
 func TestNamespacesDiffer(t *testing.T) {
 	t.Parallel()
-	require.NotEqual(t, namespace(t, testenv.AMQP(t)), namespace(t, testenv.AMQP(t)))
+	one, other := testenv.AMQP(t), testenv.AMQP(t)
+	require.NotEqual(t, namespace(t, one), namespace(t, other))
 }
 
 func TestNamespaceIsDeletedWithItsTest(t *testing.T) {
@@ -98,6 +100,19 @@ func TestRabbitMQKeepsAddressAndQueuesOverRestarts(t *testing.T) {
 	out, err := server.Ctl("list_queues", "name")
 	require.NoError(t, err)
 	require.Contains(t, out, "keep.queue")
+}
+
+func TestFrozenRabbitMQIsSilent(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartRabbitMQ(t)
+	impatient := amqp.Config{Dial: amqp.DefaultDial(300 * time.Millisecond)}
+	server.Freeze()
+	_, err := amqp.DialConfig(server.URL(), impatient)
+	require.Error(t, err)
+	server.Thaw()
+	conn, err := amqp.Dial(server.URL())
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
 }
 
 func open(t *testing.T, address string) *sql.DB {

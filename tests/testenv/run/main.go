@@ -38,6 +38,9 @@ func run(args []string) int {
 	defer shared.Close()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		if errors.Is(err, errInterrupted) {
+			return 130
+		}
 		return 1
 	}
 	cmd := exec.Command(args[0], args[1:]...)
@@ -75,6 +78,8 @@ func run(args []string) int {
 	}
 }
 
+var errInterrupted = errors.New("run: interrupted while starting the servers")
+
 // startShared starts the servers, or gives up when a signal arrives.
 func startShared(signals <-chan os.Signal) (*testenv.Shared, error) {
 	type result struct {
@@ -90,6 +95,6 @@ func startShared(signals <-chan os.Signal) (*testenv.Shared, error) {
 	case r := <-started:
 		return r.shared, r.err
 	case s := <-signals:
-		return &testenv.Shared{}, fmt.Errorf("run: %v while starting the servers", s)
+		return &testenv.Shared{}, fmt.Errorf("%w (%v)", errInterrupted, s)
 	}
 }

@@ -1,0 +1,42 @@
+# The commands of this repository; `make` lists them.
+
+GO ?= go
+
+# Runs a command with one MySQL or MariaDB and one RabbitMQ for all its tests; says where it found them.
+with_servers = $(GO) run ./tests/testenv/run --
+
+compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help run up down test test-race lint fmt build image
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## run everything on :8080, with nothing installed but Go
+	$(GO) run .
+
+up: ## start MySQL, RabbitMQ and a container for each role
+	$(compose) up --build --detach
+	@echo "the order role serves http://127.0.0.1:8080, the dispatch role http://127.0.0.1:8081"
+
+down: ## stop them; their data stays
+	$(compose) down
+
+test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
+	$(with_servers) $(GO) test -count=1 ./...
+
+test-race: ## run all tests with the race detector; slower
+	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -race ./...
+
+lint: ## run golangci-lint; the first time builds it, in two minutes
+	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...
+
+fmt: ## format the code
+	gofmt -w .
+
+build: ## build bin/takeout
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/takeout .
+
+image: ## build the container image takeout:latest
+	docker build -t takeout:latest -f docker/Dockerfile .
