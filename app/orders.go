@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"time"
 
@@ -34,7 +35,7 @@ type Request struct {
 type Placement struct {
 	Order  order.Snapshot
 	Answer []byte // the stored body, nil if the request had no key
-	Before bool   // the order had been placed before, by this request or the same one
+	Before bool   // another request had placed the order
 }
 
 // Place stores a new order and, in the same transaction, the event that announces it and the answer to the request.
@@ -58,16 +59,18 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 			err := tx.Answers.Add(ctx, *answer)
 			if domain.KindOf(err) == domain.Conflict {
 				placed, err = replay(ctx, tx, *answer)
+				return err
 			}
-			if err != nil || placed.Before {
+			if err != nil {
 				return err
 			}
 		}
 		err := tx.Orders.Add(ctx, o)
 		if domain.KindOf(err) == domain.Conflict {
 			placed, err = placedBefore(ctx, tx, o, cmd.Request)
+			return err
 		}
-		if err != nil || placed.Before {
+		if err != nil {
 			return err
 		}
 		return tx.Outbox.Publish(ctx, placedEvent(o.Snapshot()))
@@ -87,6 +90,8 @@ func (r *Request) answer(o *order.Order) (*Answer, error) {
 	return &Answer{Key: r.Key, Fingerprint: r.Fingerprint, OrderID: o.Snapshot().ID, Body: body}, nil
 }
 
+// replay returns the answer that is stored under the key. If it is the very one that this call would have stored, an
+// earlier run of its transaction was committed without our knowing.
 func replay(ctx context.Context, tx OrderTx, now Answer) (Placement, error) {
 	stored, err := tx.Answers.Get(ctx, now.Key)
 	if err != nil {
@@ -100,12 +105,12 @@ func replay(ctx context.Context, tx OrderTx, now Answer) (Placement, error) {
 	if err != nil {
 		return Placement{}, err
 	}
-	return Placement{Order: o.Snapshot(), Answer: stored.Body, Before: true}, nil
+	return Placement{Order: o.Snapshot(), Answer: stored.Body, Before: !bytes.Equal(stored.Body, now.Body)}, nil
 }
 
 // placedBefore tells an order that is placed again from another one with the same id. The same order may be stored
-// because the client sends it again, because the answer to an earlier COMMIT was lost, or because the compensation
-// was faster.
+// because the client sends it again, because the answer to this call's own COMMIT was lost, or because the
+// compensation was faster.
 func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request) (Placement, error) {
 	stored, err := tx.Orders.Get(ctx, o.Snapshot().ID)
 	if err != nil {
@@ -115,7 +120,7 @@ func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request) (
 		return Placement{}, domain.Errorf(domain.Conflict, "order_id_taken",
 			"order %s exists with other content; choose another order_id", o.Snapshot().ID)
 	}
-	p := Placement{Order: stored.Snapshot(), Before: true}
+	p := Placement{Order: stored.Snapshot(), Before: stored.AsPlaced() != o.AsPlaced()}
 	if r == nil {
 		return p, nil
 	}
