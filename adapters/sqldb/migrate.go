@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/gofrs/flock"
 	"github.com/pressly/goose/v3"
 )
@@ -42,8 +44,8 @@ func (db *DB) Migrate(ctx context.Context, schemas ...Schema) ([]string, error) 
 		if err != nil {
 			return ran, err
 		}
-		if err := db.refuseNewer(ctx, provider); err != nil {
-			return ran, err
+		if _, _, err := db.versions(ctx, s, provider); err != nil {
+			return ran, fmt.Errorf("the %s database: %w", db.name, err)
 		}
 		results, err := provider.Up(ctx)
 		if err != nil {
@@ -57,38 +59,50 @@ func (db *DB) Migrate(ctx context.Context, schemas ...Schema) ([]string, error) 
 }
 
 // CheckSchema returns nil if the database is exactly at the schemas' newest versions, ErrSchemaOlder, ErrSchemaNewer
-// or an Unavailable error.
+// or an Unavailable error. It changes nothing.
 func (db *DB) CheckSchema(ctx context.Context, schemas ...Schema) error {
 	for _, s := range schemas {
 		provider, err := db.provider(s)
 		if err != nil {
 			return err
 		}
-		if err := db.refuseNewer(ctx, provider); err != nil {
-			return err
+		current, newest, err := db.versions(ctx, s, provider)
+		if err == nil && current < newest {
+			err = ErrSchemaOlder
 		}
-		pending, err := provider.HasPending(ctx)
 		if err != nil {
-			return fmt.Errorf("the %s database: %w", db.name, db.Error(err))
-		}
-		if pending {
-			return fmt.Errorf("the %s database: %w", db.name, ErrSchemaOlder)
+			return fmt.Errorf("the %s database: %w", db.name, err)
 		}
 	}
 	return nil
 }
 
-func (db *DB) refuseNewer(ctx context.Context, provider *goose.Provider) error {
-	current, target, err := provider.GetVersions(ctx)
-	if err != nil {
-		return fmt.Errorf("the %s database: %w", db.name, db.Error(err))
+// versions returns the version that the database is at and the newest one that this program knows, and ErrSchemaNewer
+// if the first is higher. It asks the table itself: goose would make it.
+func (db *DB) versions(ctx context.Context, s Schema, provider *goose.Provider) (current, newest int64, err error) {
+	sources := provider.ListSources()
+	newest = sources[len(sources)-1].Version
+	err = db.write.QueryRowContext(ctx, "SELECT COALESCE(MAX(version_id), 0) FROM "+s.table()).Scan(&current)
+	if err != nil && !isMissingTable(err) {
+		return 0, newest, db.Error(err)
 	}
-	if current > target {
-		return fmt.Errorf("the %s database is at version %d and this program knows %d: %w; start the newer program",
-			db.name, current, target, ErrSchemaNewer)
+	if current > newest {
+		return current, newest, fmt.Errorf("it is at version %d and this program knows %d: %w; start the newer program",
+			current, newest, ErrSchemaNewer)
 	}
-	return nil
+	return current, newest, nil
 }
+
+// isMissingTable reports whether the database says that there is no such table.
+func isMissingTable(err error) bool {
+	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		return e.Number == 1146
+	}
+	return strings.Contains(err.Error(), "no such table")
+}
+
+// table is where the versions of the schema are kept.
+func (s Schema) table() string { return "schema_" + s.Name }
 
 func (db *DB) provider(s Schema) (*goose.Provider, error) {
 	dialect := goose.DialectMySQL
@@ -100,7 +114,7 @@ func (db *DB) provider(s Schema) (*goose.Provider, error) {
 		return nil, err
 	}
 	return goose.NewProvider(dialect, db.write, files,
-		goose.WithTableName("schema_"+s.Name), goose.WithDisableGlobalRegistry(true))
+		goose.WithTableName(s.table()), goose.WithDisableGlobalRegistry(true))
 }
 
 // lockMigrations waits until this process is the only one that migrates. goose by itself lets several collide.
