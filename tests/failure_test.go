@@ -225,7 +225,7 @@ func TestEarlyMessageIsHandledWhenItsTimeHasCome(t *testing.T) {
 }
 
 func TestStoppingNeverGivesUpAMessageThatWasBeingRetried(t *testing.T) {
-	inTurn := func(t *testing.T, st stack) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
 		s := startOne(t, st)
 		broker := s.publisher(t)
 		const n = 30
@@ -245,15 +245,6 @@ func TestStoppingNeverGivesUpAMessageThatWasBeingRetried(t *testing.T) {
 		for i := range n {
 			s.awaitDispatched(t, fmt.Sprint("later-", i))
 		}
-	}
-	t.Parallel()
-	t.Run("embedded", func(t *testing.T) {
-		t.Parallel()
-		inTurn(t, embedded(t))
-	})
-	t.Run("mysql+rabbitmq", func(t *testing.T) {
-		t.Parallel()
-		inTurn(t, production(t))
 	})
 }
 

@@ -336,7 +336,7 @@ func TestOrdersAreRefusedClearlyWhileTheirDatabaseIsAway(t *testing.T) {
 }
 
 func TestStoppingUnderLoadGivesNothingUpAndLosesNothing(t *testing.T) {
-	inTurn := func(t *testing.T, st stack) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
 		s := startOne(t, st)
 		placed := 0
 		for range 5 {
@@ -347,15 +347,6 @@ func TestStoppingUnderLoadGivesNothingUpAndLosesNothing(t *testing.T) {
 		}
 		s.awaitAllDispatched(t, placed)
 		s.noFailures(t)
-	}
-	t.Parallel()
-	t.Run("embedded", func(t *testing.T) {
-		t.Parallel()
-		inTurn(t, embedded(t))
-	})
-	t.Run("mysql+rabbitmq", func(t *testing.T) {
-		t.Parallel()
-		inTurn(t, production(t))
 	})
 }
 

@@ -56,12 +56,19 @@ func production(t testing.TB) stack {
 
 // onBothStacks runs the test on the embedded stack and on the production stack, each as one process.
 func onBothStacks(t *testing.T, test func(t *testing.T, s *system)) {
+	t.Helper()
+	inBothPlaces(t, func(t *testing.T, st stack) { test(t, startOne(t, st)) })
+}
+
+// inBothPlaces runs the test in the place of each stack, and leaves starting the system to it.
+func inBothPlaces(t *testing.T, test func(t *testing.T, st stack)) {
+	t.Helper()
 	t.Parallel()
 	for _, open := range []func(testing.TB) stack{embedded, production} {
 		st := open(t)
 		t.Run(st.name, func(t *testing.T) {
 			t.Parallel()
-			test(t, startOne(t, st))
+			test(t, st)
 		})
 	}
 }
