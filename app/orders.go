@@ -52,13 +52,15 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		return Placement{}, err
 	}
 	var placed Placement
+	runs := 0
 	err = s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		runs++
 		placed = Placement{Order: o.Snapshot()}
 		if answer != nil {
 			placed.Answer = answer.Body
 			err := tx.Answers.Add(ctx, *answer)
 			if domain.KindOf(err) == domain.Conflict {
-				placed, err = replay(ctx, tx, *answer)
+				placed, err = replay(ctx, tx, *answer, runs > 1)
 				return err
 			}
 			if err != nil {
@@ -67,7 +69,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		}
 		err := tx.Orders.Add(ctx, o)
 		if domain.KindOf(err) == domain.Conflict {
-			placed, err = placedBefore(ctx, tx, o, cmd.Request)
+			placed, err = placedBefore(ctx, tx, o, cmd.Request, runs > 1)
 			return err
 		}
 		if err != nil {
@@ -90,9 +92,9 @@ func (r *Request) answer(o *order.Order) (*Answer, error) {
 	return &Answer{Key: r.Key, Fingerprint: r.Fingerprint, OrderID: o.Snapshot().ID, Body: body}, nil
 }
 
-// replay returns the answer that is stored under the key. If it is the very one that this call would have stored, an
-// earlier run of its transaction was committed without our knowing.
-func replay(ctx context.Context, tx OrderTx, now Answer) (Placement, error) {
+// replay returns the answer that is stored under the key. If this call ran before and it is the very answer that it
+// would have stored, that run was committed without our knowing, and the order is this call's own.
+func replay(ctx context.Context, tx OrderTx, now Answer, ranBefore bool) (Placement, error) {
 	stored, err := tx.Answers.Get(ctx, now.Key)
 	if err != nil {
 		return Placement{}, err
@@ -105,13 +107,13 @@ func replay(ctx context.Context, tx OrderTx, now Answer) (Placement, error) {
 	if err != nil {
 		return Placement{}, err
 	}
-	return Placement{Order: o.Snapshot(), Answer: stored.Body, Before: !bytes.Equal(stored.Body, now.Body)}, nil
+	return Placement{Order: o.Snapshot(), Answer: stored.Body, Before: !ranBefore || !bytes.Equal(stored.Body, now.Body)}, nil
 }
 
 // placedBefore tells an order that is placed again from another one with the same id. The same order may be stored
 // because the client sends it again, because the answer to this call's own COMMIT was lost, or because the
 // compensation was faster.
-func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request) (Placement, error) {
+func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request, ranBefore bool) (Placement, error) {
 	stored, err := tx.Orders.Get(ctx, o.Snapshot().ID)
 	if err != nil {
 		return Placement{}, err
@@ -120,7 +122,7 @@ func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request) (
 		return Placement{}, domain.Errorf(domain.Conflict, "order_id_taken",
 			"order %s exists with other content; choose another order_id", o.Snapshot().ID)
 	}
-	p := Placement{Order: stored.Snapshot(), Before: stored.AsPlaced() != o.AsPlaced()}
+	p := Placement{Order: stored.Snapshot(), Before: !ranBefore || stored.AsPlaced() != o.AsPlaced()}
 	if r == nil {
 		return p, nil
 	}
