@@ -183,7 +183,7 @@ func TestOrdersAreStoredWhileEventsAreInTheRelaysHands(t *testing.T) {
 		for range 3 {
 			receive(t, messages) // the broker does not answer, so nothing is settled
 		}
-		// The server lets a statement wait 3 s for a lock, so a lock that is in the way is an error here.
+		// The server lets a statement wait 2 s for a lock, so a lock that is in the way is an error here.
 		for i := range 100 {
 			storeOrder(t, s, fmt.Sprint("during", i))
 		}

@@ -57,7 +57,7 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 	cfg.Params = map[string]string{
 		"time_zone":                "'+00:00'",
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO'",
-		"innodb_lock_wait_timeout": "3",
+		"innodb_lock_wait_timeout": "2", // seconds; a request has 5
 	}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {

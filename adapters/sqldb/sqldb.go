@@ -149,13 +149,31 @@ func (db *DB) attempt(ctx context.Context, fn func(ctx context.Context, tx *sql.
 	if err := fn(ctx, tx); err != nil {
 		return err, false
 	}
-	return tx.Commit(), true
+	return commit(ctx, tx), true
+}
+
+var errNoAnswer = errors.New("COMMIT was not answered in time")
+
+// commit commits, and stops waiting for the answer when ctx's time is over: database/sql itself would wait for the
+// driver to give up.
+func commit(ctx context.Context, tx *sql.Tx) error {
+	if _, limited := ctx.Deadline(); !limited {
+		return tx.Commit()
+	}
+	answer := make(chan error, 1)
+	go func() { answer <- tx.Commit() }()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return errNoAnswer
+	}
 }
 
 // outcomeUnknown reports whether err, from COMMIT, leaves open whether the transaction took effect: every error but
 // the server's own refusal, and those with which database/sql did not send the COMMIT.
 func (db *DB) outcomeUnknown(err error) bool {
-	return db.classify(err) == unavailable &&
+	return errors.Is(err, errNoAnswer) || db.classify(err) == unavailable &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, sql.ErrTxDone)
 }
 
