@@ -161,7 +161,7 @@ func (b *Broker) Bind(topic, queue string) error {
 	}
 	wanted := binding{topic, queue}
 	b.topology.remember(wanted)
-	b.declare(func(s *session) error { return b.topology.declare(s, wanted.queue, wanted) })
+	b.declare(func(s *session) error { return b.topology.declare(s, []string{queue}, []binding{wanted}) })
 	return nil
 }
 

@@ -90,32 +90,18 @@ func (t *topology) remembered() []binding {
 
 // declareAll declares the exchange and all bindings.
 func (t *topology) declareAll(s *session) error {
-	t.declaring.Lock()
-	defer t.declaring.Unlock()
-	ch, err := openChannel(s)
-	if err != nil {
-		return err
-	}
-	if err := t.declareExchange(s, ch); err != nil {
-		return err
-	}
-	declared := make(map[string]bool)
-	for _, b := range t.remembered() {
-		if !declared[b.queue] {
-			if err := t.declareQueue(s, ch, b.queue); err != nil {
-				return err
-			}
-			declared[b.queue] = true
-		}
-		if err := t.declareBinding(s, ch, b); err != nil {
-			return err
+	bindings := t.remembered()
+	var queues []string
+	for _, b := range bindings {
+		if !slices.Contains(queues, b.queue) {
+			queues = append(queues, b.queue)
 		}
 	}
-	return s.call(ch.Close)
+	return t.declare(s, queues, bindings)
 }
 
-// declare declares one queue, and bindings of it.
-func (t *topology) declare(s *session, queue string, bindings ...binding) error {
+// declare declares the exchange, queues and bindings of them.
+func (t *topology) declare(s *session, queues []string, bindings []binding) error {
 	t.declaring.Lock()
 	defer t.declaring.Unlock()
 	ch, err := openChannel(s)
@@ -125,8 +111,10 @@ func (t *topology) declare(s *session, queue string, bindings ...binding) error 
 	if err := t.declareExchange(s, ch); err != nil {
 		return err
 	}
-	if err := t.declareQueue(s, ch, queue); err != nil {
-		return err
+	for _, queue := range queues {
+		if err := t.declareQueue(s, ch, queue); err != nil {
+			return err
+		}
 	}
 	for _, b := range bindings {
 		if err := t.declareBinding(s, ch, b); err != nil {
@@ -140,7 +128,7 @@ func (t *topology) declare(s *session, queue string, bindings ...binding) error 
 // not keep the others from being read.
 func (t *topology) declareForReading(s *session, queue string) error {
 	bindings := slices.DeleteFunc(t.remembered(), func(b binding) bool { return b.queue != queue })
-	return t.declare(s, queue, bindings...)
+	return t.declare(s, []string{queue}, bindings)
 }
 
 func (t *topology) declareExchange(s *session, ch *amqp.Channel) error {
