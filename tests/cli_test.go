@@ -536,71 +536,56 @@ func TestTwoProcessesDoNotShareSQLiteFiles(t *testing.T) {
 }
 
 func TestMigratingIsOneStepAndServingAnother(t *testing.T) {
-	t.Parallel()
-	for name, open := range map[string]func(testing.TB) stack{"embedded": embedded, "mysql+rabbitmq": production} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			st := open(t)
-			env := map[string]string{
-				"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": t.TempDir(), "TAKEOUT_LOG_LEVEL": "error",
-				"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
-			}
-			run(t, env, "serve", "--no-migrate").complains(t, 1, "takeout migrate")
-			first := run(t, env, "migrate")
-			require.Equal(t, 0, first.code, "%s", first)
-			require.Contains(t, first.stdout, "ran order/00001_order.sql\n")
-			require.Contains(t, first.stdout, "ran dispatch/00001_dispatch.sql\n")
-			second := run(t, env, "migrate")
-			require.Equal(t, outcome{stdout: "the databases are up to date\n"}, second)
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		env := map[string]string{
+			"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": t.TempDir(), "TAKEOUT_LOG_LEVEL": "error",
+			"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+		}
+		run(t, env, "serve", "--no-migrate").complains(t, 1, "takeout migrate")
+		first := run(t, env, "migrate")
+		require.Equal(t, 0, first.code, "%s", first)
+		require.Contains(t, first.stdout, "ran order/00001_order.sql\n")
+		require.Contains(t, first.stdout, "ran dispatch/00001_dispatch.sql\n")
+		second := run(t, env, "migrate")
+		require.Equal(t, outcome{stdout: "the databases are up to date\n"}, second)
 
-			env["TAKEOUT_MIGRATE"] = "false"
-			p := startProcess(t, "serving", env)
-			s := &system{stack: st, api: p.url, dispatchAPI: p.url}
-			s.addCourier(t, "zhao", 0)
-			s.awaitDispatched(t, s.place(t, "x", 1))
-			require.NoError(t, p.terminate(t), "SIGTERM is an orderly end")
-		})
-	}
+		env["TAKEOUT_MIGRATE"] = "false"
+		p := startProcess(t, "serving", env)
+		s := &system{stack: st, api: p.url, dispatchAPI: p.url}
+		s.addCourier(t, "zhao", 0)
+		s.awaitDispatched(t, s.place(t, "x", 1))
+		require.NoError(t, p.terminate(t), "SIGTERM is an orderly end")
+	})
 }
 
 func TestSchemaOfANewerProgramIsRefused(t *testing.T) {
-	t.Parallel()
-	for name, open := range map[string]func(testing.TB) stack{"embedded": embedded, "mysql+rabbitmq": production} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			st := open(t)
-			env := map[string]string{
-				"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": t.TempDir(), "TAKEOUT_LOG_LEVEL": "error",
-				"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
-			}
-			require.Equal(t, 0, run(t, env, "migrate").code)
-			execute(t, st.order, "INSERT INTO schema_order (version_id, is_applied) VALUES (99, 1)")
-			for _, args := range [][]string{{"serve"}, {"serve", "--no-migrate"}, {"migrate"}} {
-				run(t, env, args...).complains(t, 1, "version 99", "newer")
-			}
-			found := findings(t, run(t, env, "doctor"))["order database"]
-			require.Contains(t, found.Cause, "newer")
-			require.Contains(t, found.Remedy, "newer program")
-			require.Equal(t, 1, count(t, st.order, "SELECT COUNT(*) FROM schema_order WHERE version_id = 99"))
-		})
-	}
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		env := map[string]string{
+			"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": t.TempDir(), "TAKEOUT_LOG_LEVEL": "error",
+			"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+		}
+		require.Equal(t, 0, run(t, env, "migrate").code)
+		execute(t, st.order, "INSERT INTO schema_order (version_id, is_applied) VALUES (99, 1)")
+		for _, args := range [][]string{{"serve"}, {"serve", "--no-migrate"}, {"migrate"}} {
+			run(t, env, args...).complains(t, 1, "version 99", "newer")
+		}
+		found := findings(t, run(t, env, "doctor"))["order database"]
+		require.Contains(t, found.Cause, "newer")
+		require.Contains(t, found.Remedy, "newer program")
+		require.Equal(t, 1, count(t, st.order, "SELECT COUNT(*) FROM schema_order WHERE version_id = 99"))
+	})
 }
 
 func TestProgramRefusesTheDatabaseOfAnotherService(t *testing.T) {
-	t.Parallel()
-	for name, open := range map[string]func(testing.TB) stack{"embedded": embedded, "mysql+rabbitmq": production} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			st := open(t)
-			env := map[string]string{
-				"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": t.TempDir(), "TAKEOUT_LOG_LEVEL": "error",
-				"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
-			}
-			require.Equal(t, 0, run(t, env, "migrate").code)
-			env["TAKEOUT_ORDER_DATABASE_URL"], env["TAKEOUT_DISPATCH_DATABASE_URL"] = st.dispatch, st.order
-			run(t, env).complains(t, 1, "belongs to the dispatch service")
-		})
-	}
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		env := map[string]string{
+			"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": t.TempDir(), "TAKEOUT_LOG_LEVEL": "error",
+			"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+		}
+		require.Equal(t, 0, run(t, env, "migrate").code)
+		env["TAKEOUT_ORDER_DATABASE_URL"], env["TAKEOUT_DISPATCH_DATABASE_URL"] = st.dispatch, st.order
+		run(t, env).complains(t, 1, "belongs to the dispatch service")
+	})
 }
 
 func TestDatabaseThatDoesNotAnswerIsNamedAfterTheStartTimeout(t *testing.T) {

@@ -55,6 +55,16 @@ func announce(t testing.TB, eventID, orderID string, amount int64) []byte {
 	return body
 }
 
+// publishAssignment announces that the courier zhao has the order, and returns the event's id.
+func publishAssignment(t testing.TB, broker message.Publisher, orderID string) string {
+	t.Helper()
+	id := newEventID()
+	body, err := event.Encode(id, time.Now(), event.DispatchAssigned{OrderID: orderID, CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
+	require.NoError(t, err)
+	require.NoError(t, broker.Publish("dispatch.assigned", message.NewMessage(id, body)))
+	return id
+}
+
 func newEventID() string { return "evt_" + uuid.Must(uuid.NewV7()).String() }
 
 func (s *system) awaitDispatchRows(t testing.TB, want int, query string, args ...any) {
@@ -192,10 +202,7 @@ func TestOrderAnnouncedAgainUnderAnotherIDKeepsItsCourier(t *testing.T) {
 func TestMessageThatKeepsFailingIsTriedAndThenKept(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		broker := s.publisher(t)
-		id := newEventID()
-		body, err := event.Encode(id, time.Now(), event.DispatchAssigned{OrderID: "unknown", CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
-		require.NoError(t, err)
-		require.NoError(t, broker.Publish("dispatch.assigned", message.NewMessage(id, body)))
+		id := publishAssignment(t, broker, "unknown")
 		healthy := s.place(t, "healthy", 100)
 		s.awaitDispatched(t, healthy)
 		eventually(t, "the message is kept", func() error {
@@ -211,10 +218,7 @@ func TestMessageThatKeepsFailingIsTriedAndThenKept(t *testing.T) {
 func TestEarlyMessageIsHandledWhenItsTimeHasCome(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		broker := s.publisher(t)
-		id := newEventID()
-		body, err := event.Encode(id, time.Now(), event.DispatchAssigned{OrderID: "o-early", CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
-		require.NoError(t, err)
-		require.NoError(t, broker.Publish("dispatch.assigned", message.NewMessage(id, body)))
+		publishAssignment(t, broker, "o-early")
 		a := mustSend(t, "POST", s.api+"/v1/orders", `{"order_id":"o-early","name":"x","amount":1}`)
 		require.Equal(t, 201, a.status, "%s", a)
 		o := s.awaitDispatched(t, "o-early")
@@ -230,10 +234,7 @@ func TestStoppingNeverGivesUpAMessageThatWasBeingRetried(t *testing.T) {
 		broker := s.publisher(t)
 		const n = 30
 		for i := range n {
-			id := newEventID()
-			body, err := event.Encode(id, time.Now(), event.DispatchAssigned{OrderID: fmt.Sprint("later-", i), CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
-			require.NoError(t, err)
-			require.NoError(t, broker.Publish("dispatch.assigned", message.NewMessage(id, body)))
+			publishAssignment(t, broker, fmt.Sprint("later-", i))
 		}
 		s.stop(t) // between their attempts
 		require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM failure"))

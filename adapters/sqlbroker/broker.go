@@ -271,7 +271,7 @@ func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, err
 				return err
 			}
 			for _, queue := range bound {
-				args = append(args, queue, msg.UUID, nonNil(msg.Payload), metadata)
+				args = append(args, queue, msg.UUID, sqldb.NotNull(msg.Payload), metadata)
 			}
 			if len(args) >= 4*200 {
 				if err := flush(); err != nil {
@@ -281,13 +281,6 @@ func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, err
 		}
 	}
 	return flush()
-}
-
-func nonNil(payload []byte) []byte {
-	if payload == nil {
-		return []byte{}
-	}
-	return payload
 }
 
 func (b *Broker) queuesOf(ctx context.Context, tx *sql.Tx, topic string) ([]string, error) {

@@ -335,7 +335,7 @@ func (s *subscription) settleBatch(outcomes []outcome, stop <-chan struct{}) {
 		if attempts > 0 {
 			rest = s.cfg.Backoff(attempts)
 		}
-		s.exec(s.db.UpdateByID(s.cfg.Table, "available_at", fmt.Sprintf("%s + %d", s.db.Now, rest), len(ids)), ids, stop)
+		s.exec(s.db.UpdateByID(s.cfg.Table, fmt.Sprintf("available_at = %s + %d", s.db.Now, rest), len(ids)), ids, stop)
 	}
 	s.cfg.OnSettled(len(acked), len(outcomes)-len(acked))
 }
@@ -373,7 +373,7 @@ func (s *subscription) giveBack(rows []row) {
 	}
 	closed := make(chan struct{})
 	close(closed)
-	s.exec(s.db.UpdateByID(s.cfg.Table, "available_at", "0", len(ids)), ids, closed)
+	s.exec(s.db.UpdateByID(s.cfg.Table, "available_at = 0", len(ids)), ids, closed)
 }
 
 // renew keeps the leases of the messages in flight.
@@ -396,8 +396,8 @@ func (s *subscription) renew(stop <-chan struct{}) {
 		s.mu.Unlock()
 		for part := range slices.Chunk(ids, batch) {
 			ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Lease/2)
-			expr := fmt.Sprintf("%s + %d", s.db.Now, s.cfg.Lease.Microseconds())
-			_, err := s.db.Writer().ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, "available_at", expr, len(part)), part...)
+			longer := fmt.Sprintf("available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
+			_, err := s.db.Writer().ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, longer, len(part)), part...)
 			cancel()
 			if err != nil {
 				s.logger.Debug("leases could not be renewed", "error", err)
@@ -414,7 +414,7 @@ func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, 
 		where, args = where+" AND queue = ?", append(args, s.cfg.Queue)
 	}
 	const columns = "id, uuid, payload, metadata, attempts"
-	lease := fmt.Sprintf("%s + %d", s.db.Now, s.cfg.Lease.Microseconds())
+	lease := fmt.Sprintf("attempts = attempts + 1, available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
 	if idle {
 		var one int
 		err := s.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM "+s.cfg.Table+" WHERE "+where+" LIMIT 1", args...).Scan(&one)
@@ -427,7 +427,7 @@ func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, 
 	}
 	args = append(args, limit)
 	if s.db.Engine == "sqlite" {
-		rows, err := scan(s.db.Writer().QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET available_at = "+lease+", attempts = attempts + 1 "+
+		rows, err := scan(s.db.Writer().QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
 			"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
 		slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.id, b.id) })
 		return rows, s.db.Error(err)
@@ -444,7 +444,7 @@ func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, 
 			rows[i].attempts++
 			ids[i] = rows[i].id
 		}
-		_, err = tx.ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, "attempts", "t.attempts + 1, t.available_at = "+lease, len(ids)), ids...)
+		_, err = tx.ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, lease, len(ids)), ids...)
 		return err
 	})
 	return rows, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"takeout/adapters/sqldb"
 	"takeout/app"
 )
 
@@ -45,7 +46,7 @@ func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
 		}
 		for part, rest := 0, f.Payload; part == 0 || len(rest) > 0; part++ {
 			n := min(len(rest), payloadPart)
-			_, err := tx.ExecContext(ctx, "INSERT INTO failure_payload (failure_id, part, bytes) VALUES (?, ?, ?)", id, part, nonNil(rest[:n]))
+			_, err := tx.ExecContext(ctx, "INSERT INTO failure_payload (failure_id, part, bytes) VALUES (?, ?, ?)", id, part, sqldb.NotNull(rest[:n]))
 			if err != nil {
 				return err
 			}
@@ -53,14 +54,6 @@ func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
 		}
 		return nil
 	})
-}
-
-// nonNil keeps an empty payload from becoming NULL.
-func nonNil(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
 }
 
 // clip cuts text to what its column holds, and makes it valid for it.
