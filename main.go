@@ -250,11 +250,16 @@ func (c *migrateCmd) Run(out output) error {
 	return nil
 }
 
-type topologyCmd struct{}
+type topologyCmd struct {
+	service.Config
+}
 
 // Run prints the topology.
-func (topologyCmd) Run(out output) error {
-	return messaging.WriteTopology(out.out, messaging.Topology(nil, nil))
+func (c *topologyCmd) Run(out output) error {
+	if err := c.Validate(); err != nil {
+		return usage(err)
+	}
+	return messaging.WriteTopology(out.out, messaging.Topology(messaging.UseCases{}, c.PaymentGateway != "none"), c.RetryDelays)
 }
 
 type doctorCmd struct {

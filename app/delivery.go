@@ -29,6 +29,12 @@ func WithDelivery(ctx context.Context, d Delivery) context.Context {
 	return context.WithValue(ctx, deliveryKey{}, d)
 }
 
+// WithoutDelivery returns a context that carries no delivery, for what a handler does beside the transaction that
+// handles the message.
+func WithoutDelivery(ctx context.Context) context.Context {
+	return context.WithValue(ctx, deliveryKey{}, nil)
+}
+
 // DeliveryFrom returns the delivery that ctx carries, and whether it carries one.
 func DeliveryFrom(ctx context.Context) (Delivery, bool) {
 	d, ok := ctx.Value(deliveryKey{}).(Delivery)

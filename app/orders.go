@@ -3,6 +3,7 @@ package app
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 
 	"takeout/domain"
@@ -11,10 +12,23 @@ import (
 )
 
 // Orders is what customers and the other services can do with orders.
-type Orders struct{ store Store[OrderTx] }
+type Orders struct {
+	store  Store[OrderTx]
+	legacy *LegacyPublishing
+}
+
+// LegacyPublishing is how a service without an outbox announces orders: straight to the broker, before its COMMIT. An
+// order whose transaction then fails was announced and is not stored. It is for showing what the compensation heals.
+type LegacyPublishing struct {
+	Publish func(ctx context.Context, e event.Event) error
+	Fail    func() bool // whether to roll back after publishing
+}
 
 // NewOrders returns the use cases over the order service's database.
-func NewOrders(store Store[OrderTx]) *Orders { return &Orders{store} }
+func NewOrders(store Store[OrderTx]) *Orders { return &Orders{store: store} }
+
+// PublishBeforeCommit makes Place announce orders in the legacy way.
+func (s *Orders) PublishBeforeCommit(l LegacyPublishing) { s.legacy = &l }
 
 // PlaceOrder asks for a new order.
 type PlaceOrder struct {
@@ -75,9 +89,23 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		if err != nil {
 			return err
 		}
-		return tx.Outbox.Publish(ctx, placedEvent(o.Snapshot()))
+		return s.announce(ctx, tx, placedEvent(o.Snapshot()))
 	})
 	return placed, err
+}
+
+func (s *Orders) announce(ctx context.Context, tx OrderTx, e event.OrderPlaced) error {
+	if s.legacy == nil {
+		return tx.Outbox.Publish(ctx, e)
+	}
+	if err := s.legacy.Publish(ctx, e); err != nil {
+		return &domain.Error{Kind: domain.Unavailable, Code: "not_announced", Message: "the order could not be announced and is not stored", Cause: err}
+	}
+	if s.legacy.Fail() {
+		return domain.Errorf(domain.Unavailable, "rolled_back_on_purpose",
+			"order %s was announced and then rolled back on purpose: this program runs with --fail-after-publish", e.OrderID)
+	}
+	return nil
 }
 
 // answer returns what to store for the request: what the client is sent when o is placed now.
@@ -132,8 +160,24 @@ func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request, r
 	return p, tx.Answers.Amend(ctx, r.Key, p.Answer)
 }
 
+// placedEvent announces the order with all that is known of it.
 func placedEvent(o order.Snapshot) event.OrderPlaced {
-	return event.OrderPlaced{
+	e := event.OrderPlaced{Order: facts(o)}
+	if o.CourierID != "" {
+		e.Dispatch = &event.Courier{CourierID: o.CourierID, AssignedAt: o.AssignedAt}
+		if !o.DeliveredAt.IsZero() {
+			e.Dispatch.DeliveredAt = &o.DeliveredAt
+		}
+	}
+	return e
+}
+
+func cancelledEvent(o order.Snapshot) event.OrderCancelled {
+	return event.OrderCancelled{Order: facts(o), Reason: o.CancelReason, CancelledAt: o.CancelledAt}
+}
+
+func facts(o order.Snapshot) event.Order {
+	return event.Order{
 		OrderID: o.ID.String(), Name: o.Name, Amount: o.Money.Amount(), Currency: o.Money.Currency(),
 		Status: o.Status.String(), Version: o.Version, PlacedAt: o.PlacedAt,
 	}
@@ -146,9 +190,102 @@ func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) e
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
-		return tx.Orders.Update(ctx, id, func(o *order.Order) bool {
-			return o.MarkDispatched(e.CourierID, e.AssignedAt)
+		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
+			return o.MarkDispatched(e.CourierID, e.AssignedAt), nil
 		})
+	})
+}
+
+// MarkDelivered records on the order that the courier brought it. An order that was cancelled meanwhile stays so, and
+// its history tells. NotFound if there is no such order, or not yet.
+func (s *Orders) MarkDelivered(ctx context.Context, e event.DispatchDelivered) error {
+	id, err := order.ParseID(e.OrderID)
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		var cancelled bool
+		err := tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
+			cancelled = o.Snapshot().Status == order.Cancelled
+			return o.MarkDelivered(e.CourierID, e.AssignedAt, e.DeliveredAt), nil
+		})
+		if err == nil && cancelled {
+			err = tx.History.Add(ctx, e.OrderID, "delivered_after_cancel", "courier "+e.CourierID+" brought the order, which had been cancelled")
+		}
+		return err
+	})
+}
+
+// RecordPoints records on the order what paying for it earned. NotFound if there is no such order, or not yet.
+func (s *Orders) RecordPoints(ctx context.Context, e event.PointsAwarded) error {
+	id, err := order.ParseID(e.OrderID)
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) { return o.RecordPoints(e.Points), nil })
+	})
+}
+
+// Cancel ends an order and announces it. Cancelling again changes nothing. NotFound if there is no such order,
+// Conflict if it is delivered, Invalid if the reason can not be one.
+func (s *Orders) Cancel(ctx context.Context, id order.ID, reason string) (order.Snapshot, error) {
+	var cancelled order.Snapshot
+	err := s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		var changed bool
+		err := tx.Orders.Update(ctx, id, func(o *order.Order) (_ bool, err error) {
+			changed, err = o.Cancel(reason, time.Now())
+			cancelled = o.Snapshot()
+			return changed, err
+		})
+		if err != nil || !changed {
+			return err
+		}
+		return tx.Outbox.Publish(ctx, cancelledEvent(cancelled))
+	})
+	return cancelled, err
+}
+
+// CancelUndispatchable ends an order for which no courier was found.
+func (s *Orders) CancelUndispatchable(ctx context.Context, e event.DispatchImpossible) error {
+	return s.cancelFor(ctx, e.OrderID, order.ReasonNoCourier)
+}
+
+// CancelUnpaid ends an order whose payment was refused.
+func (s *Orders) CancelUnpaid(ctx context.Context, e event.PaymentRefused) error {
+	return s.cancelFor(ctx, e.OrderID, order.ReasonNotPaid)
+}
+
+func (s *Orders) cancelFor(ctx context.Context, orderID, reason string) error {
+	id, err := order.ParseID(orderID)
+	if err != nil {
+		return err
+	}
+	_, err = s.Cancel(ctx, id, reason)
+	return err
+}
+
+// Announce announces the order once more as it is now, under a new event id, for somebody who lost it; why goes into
+// its history. With corrected it does so under a new version, so that whoever holds something else takes it over. NotFound
+// if there is no such order.
+func (s *Orders) Announce(ctx context.Context, id order.ID, corrected bool, why string) error {
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		var now order.Snapshot
+		err := tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
+			if corrected {
+				o.Correct()
+			}
+			now = o.Snapshot()
+			return corrected, nil
+		})
+		if err != nil {
+			return err
+		}
+		var e event.Event = placedEvent(now)
+		if now.Status == order.Cancelled {
+			e = cancelledEvent(now)
+		}
+		return errors.Join(tx.Outbox.Publish(ctx, e), tx.History.Add(ctx, id.String(), "announced_again", why))
 	})
 }
 

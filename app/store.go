@@ -8,6 +8,8 @@ import (
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
 	"takeout/domain/order"
+	"takeout/domain/payment"
+	"takeout/domain/points"
 )
 
 // Store is one service's database.
@@ -33,6 +35,7 @@ type OrderTx struct {
 	Orders  order.Repository
 	Answers Answers
 	Outbox  Outbox
+	History History
 }
 
 // DispatchTx is what the dispatch service may touch in one transaction.
@@ -40,6 +43,27 @@ type DispatchTx struct {
 	Dispatches dispatch.Repository
 	Couriers   dispatch.Roster
 	Outbox     Outbox
+	History    History
+}
+
+// PaymentTx is what the payment service may touch in one transaction.
+type PaymentTx struct {
+	Payments payment.Repository
+	Outbox   Outbox
+	History  History
+}
+
+// PointsTx is what the points service may touch in one transaction.
+type PointsTx struct {
+	Ledger  points.Ledger
+	Outbox  Outbox
+	History History
+}
+
+// History keeps what was done about an order beyond its ordinary course: what was repaired, by whom and why. It is
+// written in the transaction that does it.
+type History interface {
+	Add(ctx context.Context, orderID, step, detail string) error
 }
 
 // Outbox stores events next to the state that they announce; a relay sends them after the commit.

@@ -21,15 +21,36 @@ import (
 // help each. A secret may also come from the file that the variable with _FILE behind its name points to.
 type Config struct {
 	HTTPAddr string   `name:"http-addr" env:"TAKEOUT_HTTP_ADDR" default:"127.0.0.1:8080" help:"Address to serve HTTP on."`
-	Roles    []string `env:"TAKEOUT_ROLES" default:"all" help:"What this process does: all, or some of order,relay,dispatch."`
+	Roles    []string `env:"TAKEOUT_ROLES" default:"all" help:"What this process does: all, or some of order,relay,dispatch,compensation,payment,points,reconcile."`
 	DataDir  string   `env:"TAKEOUT_DATA_DIR" default:"./data" help:"Directory of the SQLite files."`
 
 	DatabaseURL         string `name:"database-url" env:"TAKEOUT_DATABASE_URL" help:"One server for all services: mysql://user:password@host:port/prefix. Each service has the database <prefix>_<service>; the prefix is takeout if absent."`
 	OrderDatabaseURL    string `name:"order-database-url" env:"TAKEOUT_ORDER_DATABASE_URL" help:"Database of the order service: sqlite:PATH or mysql://user:password@host:port/database."`
 	DispatchDatabaseURL string `name:"dispatch-database-url" env:"TAKEOUT_DISPATCH_DATABASE_URL" help:"Database of the dispatch service."`
-	PaymentDatabaseURL  string `name:"payment-database-url" env:"TAKEOUT_PAYMENT_DATABASE_URL" help:"Database of the payment service. No role of this version uses it."`
-	PointsDatabaseURL   string `name:"points-database-url" env:"TAKEOUT_POINTS_DATABASE_URL" help:"Database of the points service. No role of this version uses it."`
+	PaymentDatabaseURL  string `name:"payment-database-url" env:"TAKEOUT_PAYMENT_DATABASE_URL" help:"Database of the payment service."`
+	PointsDatabaseURL   string `name:"points-database-url" env:"TAKEOUT_POINTS_DATABASE_URL" help:"Database of the points service."`
 	BrokerURL           string `name:"broker-url" env:"TAKEOUT_BROKER_URL" default:"embedded:" help:"embedded: (in this process), amqp://user:password@host:port/vhost, sql:mysql://… or sql: (beside the orders)."`
+
+	DispatchAfter    string        `name:"dispatch-after" env:"TAKEOUT_DISPATCH_AFTER" default:"placed" enum:"placed,paid" help:"When an order is dispatched: when it is placed, or when it is paid."`
+	DispatchDeadline time.Duration `name:"dispatch-deadline" env:"TAKEOUT_DISPATCH_DEADLINE" default:"30m" help:"How long after it was placed an order may wait for a courier before it is cancelled; 0 for ever."`
+	PaymentGateway   string        `name:"payment-gateway" env:"TAKEOUT_PAYMENT_GATEWAY" default:"simulated" enum:"simulated,none" help:"Who takes the money: simulated, or none for an installation without payment and points."`
+	PaymentRefusals  float64       `name:"payment-refusals" env:"TAKEOUT_PAYMENT_REFUSALS" default:"0" help:"The part of payments that the simulated gateway refuses (0 to 1)."`
+	PaymentTimeouts  float64       `name:"payment-timeouts" env:"TAKEOUT_PAYMENT_TIMEOUTS" default:"0" help:"The part of calls that the simulated gateway does not answer in time (0 to 1)."`
+
+	RetryDelays       []time.Duration `name:"retry-delays" env:"TAKEOUT_RETRY_DELAYS" default:"5s,30s,5m,30m" help:"When a message that failed is tried again, after the tries at once."`
+	EventKey          string          `name:"event-key" env:"TAKEOUT_EVENT_KEY" help:"Key that events are signed with (16 bytes or more). Several, separated by commas, are all accepted and the first one signs."`
+	CompensationLimit int             `name:"compensation-limit" env:"TAKEOUT_COMPENSATION_LIMIT" default:"100" help:"How many orders may be missing within a minute, and be more than half of all, before the compensation stops."`
+	Publish           string          `env:"TAKEOUT_PUBLISH" default:"outbox" enum:"outbox,before-commit" help:"How orders are announced: by the outbox, or before-commit, which loses orders and is for demonstrations."`
+	FailAfterPublish  float64         `name:"fail-after-publish" env:"TAKEOUT_FAIL_AFTER_PUBLISH" default:"0" help:"The part of orders that before-commit rolls back after announcing them (0 to 1)."`
+
+	DedupHorizon     time.Duration `name:"dedup-horizon" env:"TAKEOUT_DEDUP_HORIZON" default:"720h" help:"How old an event may be to be handled, and how long it is remembered that it was."`
+	FailureRetention time.Duration `name:"failure-retention" env:"TAKEOUT_FAILURE_RETENTION" default:"336h" help:"How long failures are kept after they were closed. Open ones are kept for ever."`
+	HistoryRetention time.Duration `name:"history-retention" env:"TAKEOUT_HISTORY_RETENTION" default:"720h" help:"How long it is kept when events were confirmed and what was repaired."`
+
+	ReconcileEvery  time.Duration `name:"reconcile-every" env:"TAKEOUT_RECONCILE_EVERY" default:"1m" help:"How often the databases are compared; 0 for never."`
+	ReconcileGrace  time.Duration `name:"reconcile-grace" env:"TAKEOUT_RECONCILE_GRACE" default:"1m" help:"How old a difference must be to be one."`
+	ReconcileRepair bool          `name:"reconcile-repair" env:"TAKEOUT_RECONCILE_REPAIR" default:"true" negatable:"" help:"Repair what the comparison finds."`
+	ReconcileBudget int           `name:"reconcile-budget" env:"TAKEOUT_RECONCILE_BUDGET" default:"1000" help:"The most repairs of one comparison."`
 
 	Migrate      bool          `env:"TAKEOUT_MIGRATE" default:"true" negatable:"" help:"Bring the databases up to date at start; otherwise only check them."`
 	Prefetch     int           `env:"TAKEOUT_PREFETCH" default:"200" help:"The most messages in flight for each queue (1 to 5000)."`
@@ -74,7 +95,7 @@ func setting(flag, format string, args ...any) error {
 func (c *Config) Validate() error {
 	for _, r := range c.Roles {
 		if r != "all" && !slices.Contains(messaging.Roles, messaging.Role(r)) {
-			return setting("roles", "there is no role %q; the roles are all, order, relay and dispatch", r)
+			return setting("roles", "there is no role %q; the roles are all, order, relay, dispatch, compensation, payment, points and reconcile", r)
 		}
 	}
 	if len(c.Roles) == 0 {
@@ -91,6 +112,9 @@ func (c *Config) Validate() error {
 	}
 	if c.StartTimeout < 0 || c.StartTimeout > time.Hour {
 		return setting("start-timeout", "must be between 0s and 1h")
+	}
+	if err := c.validatePolicies(); err != nil {
+		return err
 	}
 	if c.DatabaseURL != "" && !strings.HasPrefix(c.DatabaseURL, "mysql://") {
 		return setting("database-url", "must start with mysql://; SQLite files go to --data-dir")
@@ -122,6 +146,64 @@ func (c *Config) Validate() error {
 		if err := checkDatabaseURL("broker", c.brokerDatabaseURL()); err != nil {
 			return setting("broker-url", "%w", err)
 		}
+	}
+	return nil
+}
+
+// validatePolicies checks the settings of what the program does, as opposed to where.
+func (c *Config) validatePolicies() error {
+	if !c.withPayment() {
+		if c.DispatchAfter == "paid" {
+			return setting("dispatch-after", "orders cannot wait to be paid without a --payment-gateway")
+		}
+		for _, role := range []string{"payment", "points"} {
+			if slices.Contains(c.Roles, role) {
+				return setting("roles", "the role %s needs a --payment-gateway", role)
+			}
+		}
+	}
+	for flag, rate := range map[string]float64{"payment-refusals": c.PaymentRefusals, "payment-timeouts": c.PaymentTimeouts, "fail-after-publish": c.FailAfterPublish} {
+		if !(rate >= 0 && rate <= 1) {
+			return setting(flag, "must be between 0 and 1")
+		}
+	}
+	if c.FailAfterPublish > 0 && c.Publish != "before-commit" {
+		return setting("fail-after-publish", "goes with --publish=before-commit only")
+	}
+	if c.DispatchDeadline < 0 {
+		return setting("dispatch-deadline", "must not be negative; 0 is for ever")
+	}
+	if c.CompensationLimit < 1 {
+		return setting("compensation-limit", "must be 1 or more")
+	}
+	if c.ReconcileEvery != 0 && c.ReconcileEvery < time.Second {
+		return setting("reconcile-every", "must be 1s or more, or 0 for never")
+	}
+	if c.ReconcileGrace < 0 || c.ReconcileGrace > 24*time.Hour {
+		return setting("reconcile-grace", "must be between 0s and 24h")
+	}
+	if c.ReconcileBudget < 0 {
+		return setting("reconcile-budget", "must be 0 or more")
+	}
+	if len(c.RetryDelays) > 20 {
+		return setting("retry-delays", "must be 20 delays at most")
+	}
+	var retries time.Duration
+	for _, delay := range c.RetryDelays {
+		if delay <= 0 || delay > 24*time.Hour {
+			return setting("retry-delays", "each delay must be above 0s and at most 24h")
+		}
+		retries += delay
+	}
+	if c.FailureRetention < time.Hour {
+		return setting("failure-retention", "must be 1h or more")
+	}
+	if c.HistoryRetention < time.Hour {
+		return setting("history-retention", "must be 1h or more")
+	}
+	if c.DedupHorizon < retries+c.FailureRetention {
+		return setting("dedup-horizon", "must be %s or more, which is how late a message may come again: all --retry-delays and the "+
+			"--failure-retention together; a message whose first handling is forgotten would take effect twice", retries+c.FailureRetention)
 	}
 	return nil
 }
@@ -176,19 +258,36 @@ func (c *Config) ownDatabaseURL(service string) string {
 	}[service]
 }
 
-// opens reports whether this process needs the service's database: because it runs the service's role, or relays its
-// outbox. A relay serves the services that run beside it and those whose database is set; alone and with nothing set,
-// all.
-func (c *Config) opens(service string) bool {
-	return c.has(messaging.Role(service)) || c.relays(service)
+// services are the services that this installation has, each with a database of its own.
+func (c *Config) services() []string {
+	if !c.withPayment() {
+		return []string{"order", "dispatch"}
+	}
+	return []string{"order", "dispatch", "payment", "points"}
 }
 
+func (c *Config) withPayment() bool { return c.PaymentGateway != "none" }
+
+// serves reports whether a role of this process works in the service's database.
+func (c *Config) serves(service string) bool {
+	return slices.ContainsFunc(c.roles(), func(r messaging.Role) bool { return r.Service() == service })
+}
+
+// opens reports whether this process needs the service's database: because a role of it works there, relays its outbox,
+// or compares all.
+func (c *Config) opens(service string) bool {
+	return c.serves(service) || c.relays(service) || c.has(messaging.Reconcile)
+}
+
+// relays reports whether this process relays the service's outbox. A relay serves the services that run beside it and
+// those whose database is set; alone and with nothing set, all.
 func (c *Config) relays(service string) bool {
 	if !c.has(messaging.Relay) {
 		return false
 	}
 	set := c.ownDatabaseURL(service) != "" || c.DatabaseURL != ""
-	return c.has(messaging.Role(service)) || set || len(c.roles()) == 1 && c.DatabaseURL+c.OrderDatabaseURL+c.DispatchDatabaseURL == ""
+	alone := len(c.roles()) == 1 && c.DatabaseURL+c.OrderDatabaseURL+c.DispatchDatabaseURL+c.PaymentDatabaseURL+c.PointsDatabaseURL == ""
+	return c.serves(service) || set || alone
 }
 
 // brokerDatabaseURL returns where the queues of a sql: or embedded: broker are.

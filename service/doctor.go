@@ -12,7 +12,6 @@ import (
 
 	"takeout/adapters/sqldb"
 	"takeout/app"
-	"takeout/ports/messaging"
 )
 
 // Finding is what Doctor says about one dependency.
@@ -30,7 +29,7 @@ func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
 		return []Finding{{What: "configuration", Cause: err.Error(), Remedy: "correct the setting; takeout serve --help shows all"}}
 	}
 	findings := []Finding{{What: "configuration", OK: true}}
-	s := &Service{cfg: cfg, logger: logger, failures: map[messaging.Role]app.Failures{}}
+	s := &Service{cfg: cfg, logger: logger, failures: map[string]app.Failures{}}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
 		return append(findings, Finding{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})

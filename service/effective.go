@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // Setting is one setting with its value, as it is in force.
@@ -19,6 +20,10 @@ type Setting struct {
 func (c *Config) Effective() []Setting {
 	shown := *c
 	shown.OrderDatabaseURL, shown.DispatchDatabaseURL = c.databaseURL("order"), c.databaseURL("dispatch")
+	shown.PaymentDatabaseURL, shown.PointsDatabaseURL = c.databaseURL("payment"), c.databaseURL("points")
+	if shown.EventKey != "" {
+		shown.EventKey = "***"
+	}
 	value := reflect.ValueOf(shown)
 	var settings []Setting
 	for i, field := range reflect.VisibleFields(value.Type()) {
@@ -27,8 +32,11 @@ func (c *Config) Effective() []Setting {
 			flag = kebab(field.Name)
 		}
 		text := fmt.Sprint(value.Field(i).Interface())
-		if list, ok := value.Field(i).Interface().([]string); ok {
+		switch list := value.Field(i).Interface().(type) {
+		case []string:
 			text = strings.Join(list, ",")
+		case []time.Duration:
+			text = strings.Trim(strings.ReplaceAll(text, " ", ","), "[]")
 		}
 		settings = append(settings, Setting{Flag: "--" + flag, Env: field.Tag.Get("env"), Value: maskPassword(text)})
 	}

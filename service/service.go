@@ -34,10 +34,9 @@ type Service struct {
 	cfg    Config
 	logger *slog.Logger
 
-	databases  []database
-	orders     *app.Orders
-	dispatches *app.Dispatches
-	failures   map[messaging.Role]app.Failures
+	databases []database
+	useCases  messaging.UseCases
+	failures  map[string]app.Failures // by service
 
 	broker    messaging.Broker
 	consumers *messaging.Consumers
@@ -69,7 +68,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, logger: logger, failures: map[messaging.Role]app.Failures{}, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
+	s := &Service{cfg: cfg, logger: logger, failures: map[string]app.Failures{}, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			_ = s.Stop(context.WithoutCancel(ctx))
@@ -91,29 +90,60 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 	return s, nil
 }
 
-// openDatabases opens the databases that this process needs. It does not connect.
+// openDatabases opens the databases that this process needs, and makes the use cases over them. It does not connect.
 func (s *Service) openDatabases() error {
-	if s.cfg.opens("order") {
-		store, err := sqlstore.OpenOrders(s.cfg.databaseURL("order"), s.logger)
-		if err != nil {
-			return setting("order-database-url", "%w", err)
+	for _, service := range s.cfg.services() {
+		if !s.cfg.opens(service) {
+			continue
 		}
-		s.databases = append(s.databases, store)
-		if s.cfg.has(messaging.Order) {
-			s.orders, s.failures[messaging.Order] = app.NewOrders(store), store
-		}
-	}
-	if s.cfg.opens("dispatch") {
-		store, err := sqlstore.OpenDispatches(s.cfg.databaseURL("dispatch"), s.logger)
-		if err != nil {
-			return setting("dispatch-database-url", "%w", err)
-		}
-		s.databases = append(s.databases, store)
-		if s.cfg.has(messaging.Dispatch) {
-			s.dispatches, s.failures[messaging.Dispatch] = app.NewDispatches(store), store
+		if err := s.openDatabase(service); err != nil {
+			return setting(service+"-database-url", "%w", err)
 		}
 	}
 	return nil
+}
+
+func (s *Service) openDatabase(service string) error {
+	url := s.cfg.databaseURL(service)
+	switch service {
+	case "order":
+		store, err := sqlstore.OpenOrders(url, s.logger)
+		if err != nil {
+			return err
+		}
+		s.opened(service, store, store)
+		s.useCases.Orders = app.NewOrders(store)
+		s.useCases.Compensation = app.NewCompensation(store, s.cfg.CompensationLimit)
+	case "dispatch":
+		store, err := sqlstore.OpenDispatches(url, s.logger)
+		if err != nil {
+			return err
+		}
+		s.opened(service, store, store)
+		s.useCases.Dispatches = app.NewDispatches(store, app.DispatchPolicy{
+			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
+		})
+	case "payment":
+		store, err := sqlstore.OpenPayments(url, s.logger)
+		if err != nil {
+			return err
+		}
+		s.opened(service, store, store)
+		s.useCases.Payments = app.NewPayments(store, nil)
+	case "points":
+		store, err := sqlstore.OpenPoints(url, s.logger)
+		if err != nil {
+			return err
+		}
+		s.opened(service, store, store)
+		s.useCases.Points = app.NewPoints(store)
+	}
+	return nil
+}
+
+func (s *Service) opened(service string, db database, failures app.Failures) {
+	s.databases = append(s.databases, db)
+	s.failures[service] = failures
 }
 
 // openBroker opens the broker. It does not connect, or not in the foreground.
@@ -222,9 +252,6 @@ func (s *Service) await(ctx context.Context, db *sqldb.DB) error {
 
 // seedCouriers gives a new embedded installation somebody to send.
 func (s *Service) seedCouriers(ctx context.Context) error {
-	if s.dispatches == nil {
-		return nil
-	}
 	for _, name := range []string{"Chen", "Li", "Wang"} {
 		id, err := dispatch.ParseCourierID("courier-" + strings.ToLower(name))
 		if err != nil {
@@ -234,7 +261,7 @@ func (s *Service) seedCouriers(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.dispatches.AddCourier(ctx, courier); err != nil && domain.KindOf(err) != domain.Conflict {
+		if err := s.useCases.Dispatches.AddCourier(ctx, courier); err != nil && domain.KindOf(err) != domain.Conflict {
 			return err
 		}
 	}
@@ -244,7 +271,7 @@ func (s *Service) seedCouriers(ctx context.Context) error {
 // bind makes every queue of the topology, whether its consumer runs here or not: what a relay publishes must have
 // somewhere to go.
 func (s *Service) bind() error {
-	for _, route := range messaging.Topology(s.orders, s.dispatches) {
+	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
 		if err := s.broker.Bind(route.Event, route.Queue); err != nil {
 			return fmt.Errorf("bind %s to %s: %w", route.Queue, route.Event, err)
 		}
@@ -254,10 +281,16 @@ func (s *Service) bind() error {
 
 func (s *Service) serveHTTP() error {
 	s.registry.MustRegister(&gauges{s})
-	handler := httpapi.New(httpapi.Config{
-		Orders: s.orders, Dispatches: s.dispatches, Health: s.health,
-		Metrics: promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}), Version: Version(),
-	}, s.logger)
+	api := httpapi.Config{
+		Health: s.health, Metrics: promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}), Version: Version(),
+	}
+	if s.cfg.has(messaging.Order) {
+		api.Orders = s.useCases.Orders
+	}
+	if s.cfg.has(messaging.Dispatch) {
+		api.Dispatches = s.useCases.Dispatches
+	}
+	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
 		return setting("http-addr", "cannot listen on %s: %w; is another program using the port?", s.cfg.HTTPAddr, err)
@@ -278,9 +311,9 @@ func (s *Service) addConsumers() error {
 	if err != nil {
 		return err
 	}
-	for _, route := range messaging.Topology(s.orders, s.dispatches) {
+	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
 		if s.cfg.has(route.Role) {
-			consumers.Add(route, s.broker.Subscriber(), s.failures[route.Role])
+			consumers.Add(route, s.broker.Subscriber(), s.failures[route.Role.Service()])
 			s.consumers = consumers // a router without handlers would end at once
 		}
 	}
@@ -392,7 +425,7 @@ func Migrate(ctx context.Context, cfg Config, logger *slog.Logger) ([]string, er
 		return nil, err
 	}
 	cfg.Migrate = true
-	s := &Service{cfg: cfg, logger: logger, failures: map[messaging.Role]app.Failures{}}
+	s := &Service{cfg: cfg, logger: logger, failures: map[string]app.Failures{}}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
 		return nil, err

@@ -48,9 +48,9 @@ func (s *system) publisher(t testing.TB) message.Publisher {
 // announce returns an order's announcement as the program itself writes it.
 func announce(t testing.TB, eventID, orderID string, amount int64) []byte {
 	t.Helper()
-	body, err := event.Encode(eventID, time.Now(), event.OrderPlaced{
+	body, err := event.Encode(eventID, time.Now(), event.OrderPlaced{Order: event.Order{
 		OrderID: orderID, Name: "Mapo tofu", Amount: amount, Currency: "CNY", Status: "placed", Version: 1, PlacedAt: time.Now(),
-	})
+	}})
 	require.NoError(t, err)
 	return body
 }

@@ -70,7 +70,7 @@ func TestNoOrderIsLostOrDoubledWhenBrokerAndProcessesDie(t *testing.T) {
 	t.Parallel()
 	broker := testenv.StartRabbitMQ(t)
 	st := stack{name: "faults", order: testenv.MySQL(t), dispatch: testenv.MySQL(t), broker: broker.URL()}
-	s := startThree(t, st)
+	s := startProcesses(t, st)
 	s.addCourier(t, "qian", 0)
 
 	const orders = 2000
@@ -109,7 +109,7 @@ func TestNoOrderIsLostOrDoubledWhenBrokerAndProcessesDie(t *testing.T) {
 
 func TestEachProcessMayDieAtAnyMoment(t *testing.T) {
 	t.Parallel()
-	s := startThree(t, production(t))
+	s := startProcesses(t, production(t))
 	const orders = 600
 	load := &crashLoad{api: s.api, stop: make(chan struct{})}
 	load.placeThrough(t, orders, 8)

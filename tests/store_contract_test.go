@@ -69,7 +69,7 @@ func placeIn(ctx context.Context, tx app.OrderTx, id string) error {
 	if err := tx.Orders.Add(ctx, o); err != nil {
 		return err
 	}
-	return tx.Outbox.Publish(ctx, event.OrderPlaced{OrderID: id, Name: "x", Amount: 100, Currency: "CNY", Status: "placed", Version: 1, PlacedAt: time.Now()})
+	return tx.Outbox.Publish(ctx, event.OrderPlaced{Order: event.Order{OrderID: id, Name: "x", Amount: 100, Currency: "CNY", Status: "placed", Version: 1, PlacedAt: time.Now()}})
 }
 
 func storeOrder(t testing.TB, s *orderStore, id string) {

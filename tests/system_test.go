@@ -34,6 +34,8 @@ type stack struct {
 	name     string
 	order    string // database URL
 	dispatch string
+	payment  string
+	points   string
 	broker   string
 }
 
@@ -44,6 +46,8 @@ func embedded(t testing.TB) stack {
 		name:     "embedded",
 		order:    "sqlite:" + filepath.Join(dir, "order.db"),
 		dispatch: "sqlite:" + filepath.Join(dir, "dispatch.db"),
+		payment:  "sqlite:" + filepath.Join(dir, "payment.db"),
+		points:   "sqlite:" + filepath.Join(dir, "points.db"),
 		broker:   "embedded:",
 	}
 }
@@ -51,7 +55,10 @@ func embedded(t testing.TB) stack {
 // production is MySQL or MariaDB and RabbitMQ.
 func production(t testing.TB) stack {
 	t.Helper()
-	return stack{name: "mysql+rabbitmq", order: testenv.MySQL(t), dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}
+	return stack{
+		name: "mysql+rabbitmq", broker: testenv.AMQP(t),
+		order: testenv.MySQL(t), dispatch: testenv.MySQL(t), payment: testenv.MySQL(t), points: testenv.MySQL(t),
+	}
 }
 
 // onBothStacks runs the test on the embedded stack and on the production stack, each as one process.
@@ -84,9 +91,9 @@ func inEveryLayout(t *testing.T, test func(t *testing.T, s *system)) {
 		t.Parallel()
 		test(t, startOne(t, production(t)))
 	})
-	t.Run("three processes, mysql+rabbitmq", func(t *testing.T) {
+	t.Run("four processes, mysql+rabbitmq", func(t *testing.T) {
 		t.Parallel()
-		test(t, startThree(t, production(t)))
+		test(t, startProcesses(t, production(t)))
 	})
 }
 
@@ -111,6 +118,7 @@ func config(t testing.TB, st stack) service.Config {
 	require.NoError(t, err)
 	cfg.HTTPAddr, cfg.DataDir = "127.0.0.1:0", t.TempDir()
 	cfg.OrderDatabaseURL, cfg.DispatchDatabaseURL, cfg.BrokerURL = st.order, st.dispatch, st.broker
+	cfg.PaymentDatabaseURL, cfg.PointsDatabaseURL = st.payment, st.points
 	return cfg
 }
 
@@ -144,19 +152,20 @@ func (s *system) stop(t testing.TB) {
 	s.one = nil
 }
 
-// startThree starts a system as one process for each role.
-func startThree(t testing.TB, st stack) *system {
+// startProcesses starts a system as a process for each service and one for the relay.
+func startProcesses(t testing.TB, st stack) *system {
 	t.Helper()
 	s := &system{stack: st, processes: map[string]*process{}}
-	for _, role := range []string{"order", "dispatch", "relay"} {
-		env := map[string]string{"TAKEOUT_ROLES": role, "TAKEOUT_BROKER_URL": st.broker}
-		if role != "dispatch" {
-			env["TAKEOUT_ORDER_DATABASE_URL"] = st.order
+	for name, roles := range map[string]string{
+		"order": "order,compensation", "dispatch": "dispatch", "payment": "payment,points", "relay": "relay",
+	} {
+		env := map[string]string{"TAKEOUT_ROLES": roles, "TAKEOUT_BROKER_URL": st.broker}
+		for service, url := range map[string]string{"order": st.order, "dispatch": st.dispatch, "payment": st.payment, "points": st.points} {
+			if name == "relay" || strings.Contains(roles, service) {
+				env["TAKEOUT_"+strings.ToUpper(service)+"_DATABASE_URL"] = url
+			}
 		}
-		if role != "order" {
-			env["TAKEOUT_DISPATCH_DATABASE_URL"] = st.dispatch
-		}
-		s.processes[role] = startProcess(t, role, env)
+		s.processes[name] = startProcess(t, name, env)
 	}
 	s.api, s.dispatchAPI = s.processes["order"].url, s.processes["dispatch"].url
 	s.addCourier(t, "zhao", 0)

@@ -18,40 +18,69 @@ type dispatches struct {
 	db *sqldb.DB
 }
 
+const dispatchColumns = "orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at, delivered_at, released_at"
+
 func (r dispatches) Add(ctx context.Context, d dispatch.Dispatch) error {
-	_, err := r.q.ExecContext(ctx, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, "+
-		"placed_at, order_version, assigned_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		d.Job.OrderID.String(), d.CourierID.String(), d.State.String(), d.Job.Name, d.Job.Money.Amount(), d.Job.Money.Currency(),
-		d.Job.PlacedAt, d.Job.OrderVersion, d.AssignedAt)
+	_, err := r.q.ExecContext(ctx, "INSERT INTO platoon ("+dispatchColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		d.Job.OrderID.String(), nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.Money.Amount(), d.Job.Money.Currency(),
+		d.Job.PlacedAt, d.Job.OrderVersion, nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt))
 	if r.db.IsDuplicate(err) {
-		return domain.Errorf(domain.Conflict, "dispatched_before", "order %s has a courier", d.Job.OrderID)
+		return domain.Errorf(domain.Conflict, "dispatched_before", "order %s has a dispatch", d.Job.OrderID)
 	}
 	return err
 }
 
 func (r dispatches) Get(ctx context.Context, id order.ID) (dispatch.Dispatch, error) {
-	var (
-		d                        dispatch.Dispatch
-		courier, state, currency string
-		amount                   int64
-	)
-	err := r.q.QueryRowContext(ctx, "SELECT takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at "+
-		"FROM platoon WHERE orderId = ?", id.String()).
-		Scan(&courier, &state, &d.Job.Name, &amount, &currency, &d.Job.PlacedAt, &d.Job.OrderVersion, &d.AssignedAt)
+	return r.get(ctx, id, "")
+}
+
+func (r dispatches) get(ctx context.Context, id order.ID, lock string) (dispatch.Dispatch, error) {
+	d, err := scanDispatch(r.q.QueryRowContext(ctx, "SELECT "+dispatchColumns+" FROM platoon WHERE orderId = ?"+lock, id.String()))
 	if errors.Is(err, sql.ErrNoRows) {
 		return d, domain.Errorf(domain.NotFound, "dispatch_not_found", "order %s has no dispatch", id)
 	}
+	return d, err
+}
+
+func (r dispatches) Update(ctx context.Context, id order.ID, change func(*dispatch.Dispatch) (bool, error)) error {
+	d, err := r.get(ctx, id, r.db.ForUpdate)
+	if err != nil {
+		return err
+	}
+	if changed, err := change(&d); err != nil || !changed {
+		return err
+	}
+	_, err = r.q.ExecContext(ctx, "UPDATE platoon SET takeout_userId = ?, state = ?, name = ?, placed_at = ?, order_version = ?, "+
+		"assigned_at = ?, delivered_at = ?, released_at = ? WHERE orderId = ?",
+		nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.PlacedAt, d.Job.OrderVersion,
+		nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt), id.String())
+	return err
+}
+
+func scanDispatch(row interface{ Scan(...any) error }) (dispatch.Dispatch, error) {
+	var (
+		d                             dispatch.Dispatch
+		id, state, currency           string
+		courier                       sql.NullString
+		amount                        int64
+		assigned, delivered, released sql.NullTime
+	)
+	err := row.Scan(&id, &courier, &state, &d.Job.Name, &amount, &currency, &d.Job.PlacedAt, &d.Job.OrderVersion,
+		&assigned, &delivered, &released)
 	if err != nil {
 		return d, err
 	}
-	var errs [2]error
-	d.CourierID, errs[0] = dispatch.ParseCourierID(courier)
+	var errs [3]error
+	d.Job.OrderID, errs[0] = order.ParseID(id)
 	d.Job.Money, errs[1] = domain.NewMoney(amount, currency)
-	if err := errors.Join(errs[:]...); err != nil {
-		return d, damaged("platoon", id.String(), err)
+	if courier.Valid {
+		d.CourierID, errs[2] = dispatch.ParseCourierID(courier.String)
 	}
-	d.Job.OrderID, d.State = id, dispatch.RestoreState(state)
-	d.Job.PlacedAt, d.AssignedAt = d.Job.PlacedAt.UTC(), d.AssignedAt.UTC()
+	if err := errors.Join(errs[:]...); err != nil {
+		return d, damaged("platoon", id, err)
+	}
+	d.State, d.Job.PlacedAt = dispatch.RestoreState(state), d.Job.PlacedAt.UTC()
+	d.AssignedAt, d.DeliveredAt, d.ReleasedAt = utc(assigned), utc(delivered), utc(released)
 	return d, nil
 }
 
@@ -127,6 +156,12 @@ func (r couriers) Take(ctx context.Context) (dispatch.CourierID, error) {
 		}
 	}
 	return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_courier", "no courier on duty has room for one more order")
+}
+
+func (r couriers) Count(ctx context.Context, id dispatch.CourierID, orders int) error {
+	_, err := r.q.ExecContext(ctx, "UPDATE courier SET active = CASE WHEN active + ? < 0 THEN 0 ELSE active + ? END "+
+		"WHERE courier_id = ? AND capacity > 0", orders, orders, id.String())
+	return err
 }
 
 type candidate struct {

@@ -18,13 +18,13 @@ type orders struct {
 	db *sqldb.DB
 }
 
-const orderColumns = "orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at"
+const orderColumns = "orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at, delivered_at, cancelled_at, cancel_reason, points"
 
 func (r orders) Add(ctx context.Context, o *order.Order) error {
 	s := o.Snapshot()
-	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info ("+orderColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version,
-		sql.NullString{String: s.CourierID, Valid: s.CourierID != ""}, nullTime(s.AssignedAt), s.PlacedAt)
+	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info ("+orderColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version, nullString(s.CourierID),
+		nullTime(s.AssignedAt), s.PlacedAt, nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "order_id_taken", "order %s exists", s.ID)
 	}
@@ -43,14 +43,19 @@ func (r orders) get(ctx context.Context, id order.ID, lock string) (*order.Order
 	return o, err
 }
 
-func (r orders) Update(ctx context.Context, id order.ID, change func(*order.Order) bool) error {
+func (r orders) Update(ctx context.Context, id order.ID, change func(*order.Order) (bool, error)) error {
 	o, err := r.get(ctx, id, r.db.ForUpdate)
-	if err != nil || !change(o) {
+	if err != nil {
+		return err
+	}
+	if changed, err := change(o); err != nil || !changed {
 		return err
 	}
 	s := o.Snapshot()
-	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?, version = ?, courier_id = ?, assigned_at = ? WHERE orderId = ?",
-		s.Status.String(), s.Version, sql.NullString{String: s.CourierID, Valid: s.CourierID != ""}, nullTime(s.AssignedAt), s.ID.String())
+	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?, version = ?, courier_id = ?, assigned_at = ?, "+
+		"delivered_at = ?, cancelled_at = ?, cancel_reason = ?, points = ? WHERE orderId = ?",
+		s.Status.String(), s.Version, nullString(s.CourierID), nullTime(s.AssignedAt),
+		nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points, s.ID.String())
 	return err
 }
 
@@ -91,8 +96,10 @@ func scanOrder(row interface{ Scan(...any) error }, before ...any) (*order.Order
 		amount               int64
 		courier              sql.NullString
 		assigned             sql.NullTime
+		delivered, cancelled sql.NullTime
 	)
-	err := row.Scan(append(before, &id, &s.Name, &amount, &currency, &status, &s.Version, &courier, &assigned, &s.PlacedAt)...)
+	err := row.Scan(append(before, &id, &s.Name, &amount, &currency, &status, &s.Version, &courier, &assigned, &s.PlacedAt,
+		&delivered, &cancelled, &s.CancelReason, &s.Points)...)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +111,7 @@ func scanOrder(row interface{ Scan(...any) error }, before ...any) (*order.Order
 		return nil, damaged("order_info", id, err)
 	}
 	s.PlacedAt, s.CourierID, s.AssignedAt = s.PlacedAt.UTC(), courier.String, utc(assigned)
+	s.DeliveredAt, s.CancelledAt = utc(delivered), utc(cancelled)
 	return order.Restore(s), nil
 }
 
@@ -151,6 +159,8 @@ func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
 	}
 	return a, nil
 }
+
+func nullString(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
 

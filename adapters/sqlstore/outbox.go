@@ -29,28 +29,36 @@ type outbox struct {
 
 // Publish implements app.Outbox.
 func (o *outbox) Publish(ctx context.Context, events ...event.Event) error {
-	table, err := wsql.NewPublisher(executor{o.tx}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{}}, nil)
-	if err != nil {
-		return err
-	}
-	enveloped := forwarder.NewPublisher(table, forwarder.PublisherConfig{ForwarderTopic: OutboxTopic})
 	for _, e := range events {
-		id, err := uuid.NewV7()
+		msg, err := newMessage(e)
 		if err != nil {
 			return err
 		}
-		body, err := event.Encode("evt_"+id.String(), time.Now(), e)
-		if err != nil {
-			return err
-		}
-		msg := message.NewMessage("evt_"+id.String(), body)
 		msg.SetContext(ctx)
+		table, err := wsql.NewPublisher(executor{o.tx}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{msg.UUID, e}}, nil)
+		if err != nil {
+			return err
+		}
+		enveloped := forwarder.NewPublisher(table, forwarder.PublisherConfig{ForwarderTopic: OutboxTopic})
 		if err := enveloped.Publish(e.Key(), msg); err != nil {
 			return err
 		}
 		o.used = true
 	}
 	return nil
+}
+
+// newMessage returns the event as the message that announces it, under a new id.
+func newMessage(e event.Event) (*message.Message, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	body, err := event.Encode("evt_"+id.String(), time.Now(), e)
+	if err != nil {
+		return nil, err
+	}
+	return message.NewMessage("evt_"+id.String(), body), nil
 }
 
 // executor lets watermill-sql use our transaction, and nothing else of it.
@@ -67,12 +75,15 @@ func (e executor) QueryContext(ctx context.Context, query string, args ...any) (
 // outboxSchema tells watermill-sql's Publisher how to insert into our outbox table. The payload column is binary:
 // a JSON column rewrites the bytes, and signatures would break. It is not for watermill-sql's Subscriber, whose
 // locking read stops new orders while the broker is away, and whose adapters lose rows; a sqlqueue.Reader reads.
-type outboxSchema struct{}
+type outboxSchema struct {
+	eventID string
+	event   event.Event
+}
 
 // InsertQuery implements wsql.SchemaAdapter.
-func (outboxSchema) InsertQuery(p wsql.InsertQueryParams) (wsql.Query, error) {
+func (s outboxSchema) InsertQuery(p wsql.InsertQueryParams) (wsql.Query, error) {
 	created := now()
-	args := make([]any, 0, 4*len(p.Msgs))
+	args := make([]any, 0, 7*len(p.Msgs))
 	for _, msg := range p.Msgs {
 		var metadata []byte
 		if len(msg.Metadata) > 0 {
@@ -81,11 +92,11 @@ func (outboxSchema) InsertQuery(p wsql.InsertQueryParams) (wsql.Query, error) {
 				return wsql.Query{}, err
 			}
 		}
-		args = append(args, msg.UUID, []byte(msg.Payload), metadata, created)
+		args = append(args, msg.UUID, []byte(msg.Payload), metadata, created, s.eventID, s.event.Key(), s.event.Subject())
 	}
 	return wsql.Query{
-		Query: "INSERT INTO outbox (uuid, payload, metadata, created_at) VALUES (?, ?, ?, ?)" +
-			strings.Repeat(", (?, ?, ?, ?)", len(p.Msgs)-1),
+		Query: "INSERT INTO outbox (uuid, payload, metadata, created_at, event_id, event_key, order_id) VALUES (?, ?, ?, ?, ?, ?, ?)" +
+			strings.Repeat(", (?, ?, ?, ?, ?, ?, ?)", len(p.Msgs)-1),
 		Args: args,
 	}, nil
 }

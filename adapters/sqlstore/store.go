@@ -49,7 +49,7 @@ type querier interface {
 func OpenOrders(rawURL string, logger *slog.Logger) (*Store[app.OrderTx], error) {
 	return open("order", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.OrderTx {
 		return func(q querier, outbox app.Outbox) app.OrderTx {
-			return app.OrderTx{Orders: orders{q, db}, Answers: answers{q, db}, Outbox: outbox}
+			return app.OrderTx{Orders: orders{q, db}, Answers: answers{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
 }
@@ -58,7 +58,25 @@ func OpenOrders(rawURL string, logger *slog.Logger) (*Store[app.OrderTx], error)
 func OpenDispatches(rawURL string, logger *slog.Logger) (*Store[app.DispatchTx], error) {
 	return open("dispatch", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.DispatchTx {
 		return func(q querier, outbox app.Outbox) app.DispatchTx {
-			return app.DispatchTx{Dispatches: dispatches{q, db}, Couriers: couriers{q, db}, Outbox: outbox}
+			return app.DispatchTx{Dispatches: dispatches{q, db}, Couriers: couriers{q, db}, Outbox: outbox, History: history{q}}
+		}
+	})
+}
+
+// OpenPayments returns the payment service's database. It does not connect.
+func OpenPayments(rawURL string, logger *slog.Logger) (*Store[app.PaymentTx], error) {
+	return open("payment", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
+		return func(q querier, outbox app.Outbox) app.PaymentTx {
+			return app.PaymentTx{Payments: payments{q, db}, Outbox: outbox, History: history{q}}
+		}
+	})
+}
+
+// OpenPoints returns the points service's database. It does not connect.
+func OpenPoints(rawURL string, logger *slog.Logger) (*Store[app.PointsTx], error) {
+	return open("points", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PointsTx {
+		return func(q querier, outbox app.Outbox) app.PointsTx {
+			return app.PointsTx{Ledger: ledger{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
 }
@@ -146,8 +164,8 @@ func (s *Store[T]) View(ctx context.Context, fn func(ctx context.Context, tx T) 
 // recordDelivery writes the inbox row of the delivery. The insert waits for a transaction that handles the same
 // message at this moment, and then finds what it did.
 func recordDelivery(ctx context.Context, db *sqldb.DB, tx *sql.Tx, d app.Delivery) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO inbox (consumer, event_id, body_hash, handled_at) VALUES (?, ?, ?, ?)",
-		d.Consumer, d.EventID, d.Hash[:], now())
+	_, err := tx.ExecContext(ctx, "INSERT INTO inbox (consumer, event_id, body_hash, handled_at, order_id) VALUES (?, ?, ?, ?, ?)",
+		d.Consumer, d.EventID, d.Hash[:], now(), d.OrderID)
 	if !db.IsDuplicate(err) {
 		return err
 	}

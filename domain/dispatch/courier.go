@@ -100,4 +100,7 @@ type Roster interface {
 	// wait for each other, nor do two that take the same one whose capacity has no limit. Exhausted if there is
 	// nobody.
 	Take(ctx context.Context) (CourierID, error)
+	// Count adds the orders to what the courier carries, or takes them off if negative. A courier who is not on the
+	// roster, or has no limit, is not counted.
+	Count(ctx context.Context, id CourierID, orders int) error
 }

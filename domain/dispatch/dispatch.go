@@ -21,8 +21,15 @@ type Job struct {
 // State is what became of a dispatch. It is a struct so that no other value than these can exist.
 type State struct{ s string }
 
-// Assigned is the state of a dispatch whose courier is on the way.
-var Assigned = State{"assigned"}
+// The states. An order waits while no courier has room; it is impossible if none had in time, and released if the
+// order was cancelled, before or after it had a courier.
+var (
+	Waiting    = State{"waiting"}
+	Assigned   = State{"assigned"}
+	Delivered  = State{"delivered"}
+	Released   = State{"released"}
+	Impossible = State{"impossible"}
+)
 
 // String returns the state's name.
 func (s State) String() string { return s.s }
@@ -30,18 +37,73 @@ func (s State) String() string { return s.s }
 // RestoreState is for stores only: it trusts the text.
 func RestoreState(s string) State { return State{s} }
 
-// Dispatch is the one courier of one order.
+// Dispatch is what became of one order at the dispatch service. There is one for each order, also for one that was
+// cancelled before it was announced: it keeps a late announcement from sending a courier.
 type Dispatch struct {
-	Job        Job
-	CourierID  CourierID
-	State      State
-	AssignedAt time.Time // UTC, to the microsecond
+	Job         Job
+	CourierID   CourierID // zero if nobody was found
+	State       State
+	AssignedAt  time.Time // zero without a courier, UTC, to the microsecond
+	DeliveredAt time.Time // zero until delivered, UTC
+	ReleasedAt  time.Time // zero until released or impossible, UTC
 }
 
 // New assigns the courier to the job.
 func New(job Job, courier CourierID, at time.Time) Dispatch {
-	return Dispatch{Job: job, CourierID: courier, State: Assigned, AssignedAt: at.UTC().Truncate(time.Microsecond)}
+	return Dispatch{Job: job, CourierID: courier, State: Assigned, AssignedAt: micro(at)}
 }
+
+// Wait is the dispatch of a job that nobody has room for.
+func Wait(job Job) Dispatch { return Dispatch{Job: job, State: Waiting} }
+
+// End is the dispatch of a job that nobody will do: Released or Impossible.
+func End(job Job, state State, at time.Time) Dispatch {
+	return Dispatch{Job: job, State: state, ReleasedAt: micro(at)}
+}
+
+// Assign gives a waiting job to the courier, and reports whether the dispatch changed.
+func (d *Dispatch) Assign(courier CourierID, at time.Time) bool {
+	if d.State != Waiting {
+		return false
+	}
+	d.State, d.CourierID, d.AssignedAt = Assigned, courier, micro(at)
+	return true
+}
+
+// Active reports whether a courier is on the way.
+func (d *Dispatch) Active() bool { return d.State == Assigned }
+
+// Release ends a dispatch whose order is cancelled, and reports whether it changed: what is delivered or ended stays
+// so.
+func (d *Dispatch) Release(at time.Time) bool { return d.end(Released, at) }
+
+// GiveUp ends a dispatch that waited too long, and reports whether it changed.
+func (d *Dispatch) GiveUp(at time.Time) bool {
+	return d.State == Waiting && d.end(Impossible, at)
+}
+
+func (d *Dispatch) end(state State, at time.Time) bool {
+	if d.State != Waiting && d.State != Assigned {
+		return false
+	}
+	d.State, d.ReleasedAt = state, micro(at)
+	return true
+}
+
+// MarkDelivered records that the courier brought the order, and reports whether the dispatch changed. Conflict if no
+// courier is on the way.
+func (d *Dispatch) MarkDelivered(at time.Time) (bool, error) {
+	switch d.State {
+	case Delivered:
+		return false, nil
+	case Assigned:
+		d.State, d.DeliveredAt = Delivered, micro(at)
+		return true, nil
+	}
+	return false, domain.Errorf(domain.Conflict, "not_on_the_way", "no courier is on the way with order %s: its dispatch is %s", d.Job.OrderID, d.State)
+}
+
+func micro(at time.Time) time.Time { return at.UTC().Truncate(time.Microsecond) }
 
 // Repository stores dispatches. It is bound to the transaction that it was made for.
 type Repository interface {
@@ -49,4 +111,7 @@ type Repository interface {
 	Add(ctx context.Context, d Dispatch) error
 	// Get returns the dispatch of an order. NotFound if there is none.
 	Get(ctx context.Context, id order.ID) (Dispatch, error)
+	// Update locks the dispatch, lets change modify it, and saves it if change reports true. NotFound if there is
+	// none.
+	Update(ctx context.Context, id order.ID, change func(*Dispatch) (bool, error)) error
 }

@@ -47,8 +47,18 @@ func ParseStatus(s string) (Status, error) {
 // String returns the status' name.
 func (s Status) String() string { return s.s }
 
-// MaxName is the longest name of an order in code points.
-const MaxName = 30
+// Limits of an order's texts in code points.
+const (
+	MaxName   = 30
+	MaxReason = 200
+)
+
+// Why an order is cancelled, when it is not the customer who says it.
+const (
+	ReasonNoCourier     = "no courier was found in time"
+	ReasonNotPaid       = "the payment was refused"
+	ReasonCancelWasLost = "the dispatch service knows that it was cancelled"
+)
 
 // Order is one order. A value outside this package is always valid: Place and Restore are the only ways to get
 // one, and its methods the only ways to change it.
@@ -61,6 +71,10 @@ type Order struct {
 	version   int64
 	courierID string
 	assigned  time.Time
+	delivered time.Time
+	cancelled time.Time
+	reason    string
+	points    int64
 }
 
 // Place returns a new order with status placed and version 1. The name is 1 to MaxName code points that people
@@ -91,11 +105,16 @@ type Snapshot struct {
 	Version    int64     // 1 when placed, one more with each change
 	CourierID  string    // empty until dispatched
 	AssignedAt time.Time // zero until dispatched, UTC
+
+	DeliveredAt  time.Time // zero until delivered, UTC
+	CancelledAt  time.Time // zero until cancelled, UTC
+	CancelReason string    // empty if cancelled without one
+	Points       int64     // what paying for it earned
 }
 
 // Snapshot returns what the order holds now.
 func (o *Order) Snapshot() Snapshot {
-	return Snapshot{o.id, o.name, o.money, o.placedAt, o.status, o.version, o.courierID, o.assigned}
+	return Snapshot{o.id, o.name, o.money, o.placedAt, o.status, o.version, o.courierID, o.assigned, o.delivered, o.cancelled, o.reason, o.points}
 }
 
 // AsPlaced returns what the order held when it was placed.
@@ -105,7 +124,7 @@ func (o *Order) AsPlaced() Snapshot {
 
 // Restore returns the order that a store kept. It is for stores only: it trusts what Snapshot once gave.
 func Restore(s Snapshot) *Order {
-	return &Order{s.ID, s.Name, s.Money, s.PlacedAt, s.Status, s.Version, s.CourierID, s.AssignedAt}
+	return &Order{s.ID, s.Name, s.Money, s.PlacedAt, s.Status, s.Version, s.CourierID, s.AssignedAt, s.DeliveredAt, s.CancelledAt, s.CancelReason, s.Points}
 }
 
 // SameRequest reports whether both orders ask for the same: same id, name and money. How far they have come and
@@ -128,6 +147,53 @@ func (o *Order) MarkDispatched(courierID string, at time.Time) bool {
 	return true
 }
 
+// MarkDelivered records that the courier brought the order. It reports whether the order changed: one that is
+// cancelled stays cancelled. The assignment comes with it, because the event that told of it may be late.
+func (o *Order) MarkDelivered(courierID string, assigned, at time.Time) bool {
+	if o.status != Placed && o.status != Dispatched {
+		return false
+	}
+	o.status = Delivered
+	o.courierID = courierID
+	o.assigned = assigned.UTC().Truncate(time.Microsecond)
+	o.delivered = at.UTC().Truncate(time.Microsecond)
+	o.version++
+	return true
+}
+
+// Cancel ends an order that is not delivered, and reports whether it changed: one that is cancelled stays as it is.
+// The reason may be empty. It is Invalid if the reason is longer than MaxReason or not readable, and Conflict if the
+// order is delivered.
+func (o *Order) Cancel(reason string, at time.Time) (bool, error) {
+	if reason != "" {
+		if err := domain.CheckName("reason", reason, MaxReason); err != nil {
+			return false, err
+		}
+	}
+	switch o.status {
+	case Cancelled:
+		return false, nil
+	case Delivered:
+		return false, domain.Errorf(domain.Conflict, "order_delivered", "order %s is delivered and can not be cancelled any more", o.id)
+	}
+	o.status = Cancelled
+	o.cancelled = at.UTC().Truncate(time.Microsecond)
+	o.reason = reason
+	o.version++
+	return true, nil
+}
+
+// RecordPoints notes what paying for the order earned, and reports whether the order changed.
+func (o *Order) RecordPoints(points int64) bool {
+	changed := o.points != points
+	o.points = points
+	return changed
+}
+
+// Correct gives the order a new version without another change, so that it can be announced once more to somebody
+// who holds something else under the version before.
+func (o *Order) Correct() { o.version++ }
+
 // Query asks for a page of orders, newest first.
 type Query struct {
 	Status Status // zero for any
@@ -149,7 +215,7 @@ type Repository interface {
 	Get(ctx context.Context, id ID) (*Order, error)
 	// Update locks the order, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.
-	Update(ctx context.Context, id ID, change func(*Order) bool) error
+	Update(ctx context.Context, id ID, change func(*Order) (bool, error)) error
 	// List returns a page of orders, newest first.
 	List(ctx context.Context, q Query) (Page, error)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -18,24 +19,63 @@ import (
 // Role is a part of the work that a process can do.
 type Role string
 
-// The roles. Order and Dispatch serve HTTP and handle their service's messages; Relay carries events from the
-// outboxes to the broker.
+// The roles. Order, Dispatch, Payment and Points serve HTTP and handle their service's messages; Compensation makes
+// lost orders again in the order service's database; Relay carries events from the outboxes to the broker; Reconcile
+// compares the services' databases, and is the operators' door to all of them.
 const (
-	Order    Role = "order"
-	Relay    Role = "relay"
-	Dispatch Role = "dispatch"
+	Order        Role = "order"
+	Relay        Role = "relay"
+	Dispatch     Role = "dispatch"
+	Compensation Role = "compensation"
+	Payment      Role = "payment"
+	Points       Role = "points"
+	Reconcile    Role = "reconcile"
 )
 
 // Roles are all of them.
-var Roles = []Role{Order, Relay, Dispatch}
+var Roles = []Role{Order, Relay, Dispatch, Compensation, Payment, Points, Reconcile}
+
+// Service returns whose database the role handles messages in.
+func (r Role) Service() string {
+	if r == Compensation {
+		return string(Order)
+	}
+	return string(r)
+}
+
+// UseCases are what the messages are for. Those of roles that run elsewhere may be nil.
+type UseCases struct {
+	Orders       *app.Orders
+	Compensation *app.Compensation
+	Dispatches   *app.Dispatches
+	Payments     *app.Payments
+	Points       *app.Points
+}
 
 // Topology is the whole flow of messages. The queue's name is the handler's name and the inbox key: under another name
 // whatever is in flight would be handled again.
-func Topology(orders *app.Orders, dispatches *app.Dispatches) []Route {
-	return []Route{
-		on(Dispatch, "dispatch.assign-courier", dispatches.Assign),
-		on(Order, "order.mark-dispatched", orders.MarkDispatched),
+func Topology(u UseCases, withPayment bool) []Route {
+	routes := []Route{
+		on(Dispatch, "dispatch.assign-courier", u.Dispatches.AssignPlaced),
+		on(Compensation, "compensation.recreate-order", u.Compensation.Recreate),
+		on(Order, "order.mark-dispatched", u.Orders.MarkDispatched),
+		on(Order, "order.mark-delivered", u.Orders.MarkDelivered),
+		on(Order, "order.cancel-undispatchable", u.Orders.CancelUndispatchable),
+		on(Dispatch, "dispatch.release-courier", u.Dispatches.Release),
+		on(Compensation, "compensation.recreate-cancelled-order", u.Compensation.RecreateCancelled),
 	}
+	if !withPayment {
+		return routes
+	}
+	return append(routes,
+		on(Payment, "payment.charge-order", u.Payments.Charge),
+		on(Order, "order.cancel-unpaid", u.Orders.CancelUnpaid),
+		on(Dispatch, "dispatch.assign-courier-when-paid", u.Dispatches.AssignPaid),
+		on(Points, "points.award-points", u.Points.Award),
+		on(Order, "order.record-points", u.Orders.RecordPoints),
+		on(Payment, "payment.refund-order", u.Payments.Refund),
+		on(Points, "points.revoke-points", u.Points.Revoke),
+	)
 }
 
 // Route binds one queue to one event and one use case.
@@ -54,12 +94,17 @@ func on[E event.Event](role Role, queue string, useCase func(context.Context, E)
 }
 
 // WriteTopology prints the routes as a table, one line for each queue.
-func WriteTopology(w io.Writer, routes []Route) error {
+func WriteTopology(w io.Writer, routes []Route, delays []time.Duration) error {
+	then := ""
+	for _, delay := range delays {
+		then += ", " + short(delay)
+	}
 	var table strings.Builder
 	columns := tabwriter.NewWriter(&table, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(columns, "EVENT\tQUEUE\tROLE\tTRIES\tTHEN")
+	fmt.Fprintln(columns, "EVENT\tQUEUE\tROLE\tTRIES\tTHEN AFTER\tTHEN")
 	for _, r := range routes {
-		fmt.Fprintf(columns, "%s\t%s\t%s\t%d at once\tkept in the %s database\n", r.Event, r.Queue, r.Role, immediateTries, r.Role)
+		fmt.Fprintf(columns, "%s\t%s\t%s\t%d at once\t%s\tkept in the %s database\n",
+			r.Event, r.Queue, r.Role, immediateTries, strings.TrimPrefix(then, ", "), r.Role.Service())
 	}
 	if err := columns.Flush(); err != nil {
 		return err
@@ -70,4 +115,9 @@ func WriteTopology(w io.Writer, routes []Route) error {
 		}
 	}
 	return nil
+}
+
+// short is a duration without the units that are zero.
+func short(d time.Duration) string {
+	return strings.NewReplacer("h0m0s", "h", "m0s", "m").Replace(d.String())
 }
