@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"takeout/adapters/sqldb"
@@ -64,3 +66,11 @@ func clip(s string, limit int) string {
 	}
 	return s
 }
+
+// Delay implements app.Failures.
+func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
+	return errors.ErrUnsupported
+}
+
+// Resolve implements app.Failures.
+func (m *Messages) Resolve(ctx context.Context, failureID int64) error { return errors.ErrUnsupported }
