@@ -247,8 +247,9 @@ func TestTopologyIsPrinted(t *testing.T) {
 	o := run(t, nil, "topology")
 	require.Equal(t, 0, o.code)
 	lines := strings.Split(strings.TrimSpace(o.stdout), "\n")
-	require.Regexp(t, `^EVENT +QUEUE +ROLE +TRIES +THEN$`, lines[0])
+	require.Regexp(t, `^EVENT +QUEUE +ROLE +TRIES +THEN AFTER +THEN$`, lines[0])
 	require.Regexp(t, `(?m)^order\.placed +dispatch\.assign-courier +dispatch +`, o.stdout)
+	require.Regexp(t, `(?m)^order\.placed +compensation\.recreate-order +compensation +4 at once +5s, 30s, 5m, 30m +kept in the order database$`, o.stdout)
 	require.Regexp(t, `(?m)^dispatch\.assigned +order\.mark-dispatched +order +`, o.stdout)
 }
 

@@ -26,12 +26,13 @@ func compose(t testing.TB, args ...string) {
 }
 
 // The containers of docker/compose.yaml, with the images that the environment names: MYSQL_IMAGE, RABBITMQ_IMAGE, and
-// TAKEOUT_IMAGE, which must be built. The ports 8080 and 8081 must be free.
+// TAKEOUT_IMAGE, which must be built. The ports 8080 to 8082 must be free.
 func TestComposeSystemDispatchesThroughARestartOfItsBroker(t *testing.T) {
 	t.Cleanup(func() { compose(t, "down", "--volumes", "--timeout", "20") })
 	compose(t, "up", "--no-build", "--detach")
 	s := &system{api: "http://127.0.0.1:8080", dispatchAPI: "http://127.0.0.1:8081"}
-	for _, url := range []string{s.api, s.dispatchAPI} {
+	operators := "http://127.0.0.1:8082"
+	for _, url := range []string{s.api, s.dispatchAPI, operators} {
 		within(t, 2*time.Minute, url+" is ready", func() error {
 			a, err := get(url + "/readyz")
 			if err != nil || a.status != http.StatusOK {
@@ -58,4 +59,25 @@ func TestComposeSystemDispatchesThroughARestartOfItsBroker(t *testing.T) {
 	after := s.place(t, "after", 100)
 	compose(t, "start", "dispatch")
 	s.awaitDispatched(t, after)
+	// The whole installation agrees, seen through the operators' door.
+	cancelled := mustSend(t, http.MethodPost, s.api+"/v1/orders/"+after+"/cancel", "")
+	require.Equal(t, http.StatusOK, cancelled.status, "%s", cancelled)
+	within(t, time.Minute, "the timeline tells the order's way through every service", func() error {
+		a := mustGet(t, operators+"/v1/orders/"+after+"/timeline")
+		for _, handler := range []string{"dispatch.assign-courier", "payment.charge-order", "points.award-points", "payment.refund-order", "points.revoke-points", "dispatch.release-courier"} {
+			if !contains(a.body, handler) {
+				return fmt.Errorf("%s is not in %s", handler, a)
+			}
+		}
+		return nil
+	})
+	within(t, time.Minute, "the databases agree", func() error {
+		a := mustSend(t, http.MethodPost, operators+"/v1/reconciliation", `{"repair":false}`)
+		if a.status != http.StatusOK || !contains(a.body, `"consistent":true`) {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	})
+	failures := mustGet(t, operators+"/v1/failures")
+	require.True(t, contains(failures.body, `"items":[]`), "%s", failures)
 }
