@@ -78,6 +78,9 @@ func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
 
 func (m *Messages) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time) error {
 	if id := f.Retry.FailureID; id != 0 {
+		if err := endRetry(ctx, tx, id); err != nil {
+			return err
+		}
 		known, err := failedAgain(ctx, tx, f, at, "closed_at = CASE WHEN state IN ('discarded', 'replaced') THEN closed_at END, "+
 			"state = CASE WHEN state IN ('discarded', 'replaced') THEN state ELSE 'open' END WHERE consumer = ? AND id = ?", id)
 		if err != nil || known {
@@ -183,6 +186,9 @@ func (m *Messages) waiting(ctx context.Context, tx *sql.Tx, batch string) (retri
 func (m *Messages) Resolve(ctx context.Context, failureID int64) error {
 	at := now()
 	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := endRetry(ctx, tx, failureID); err != nil {
+			return err
+		}
 		result, err := tx.ExecContext(ctx, "UPDATE failure SET state = 'resolved', closed_at = ? WHERE id = ? AND state IN ('open', 'retrying')",
 			at, failureID)
 		if err != nil {
@@ -193,6 +199,13 @@ func (m *Messages) Resolve(ctx context.Context, failureID int64) error {
 		}
 		return recordAction(ctx, tx, failureID, at, "handled", "its retry was handled")
 	})
+}
+
+// endRetry deletes the retry that somebody asked for. The ack would do so too, but later: a failure that is not being
+// retried has no retry, so that the next one can be asked for at once.
+func endRetry(ctx context.Context, tx *sql.Tx, failureID int64) error {
+	_, err := tx.ExecContext(ctx, "DELETE FROM retry WHERE failure_id = ?", failureID)
+	return err
 }
 
 // recordAction records what the program itself did with a failure.

@@ -43,7 +43,8 @@ CREATE TABLE retry (
     UNIQUE KEY retry_message (queue, fingerprint, tier),
     KEY retry_available (queue, available_at),
     KEY retry_order_id (order_id),
-    KEY retry_batch (batch)
+    KEY retry_batch (batch),
+    KEY retry_failure_id (failure_id)
 ) ENGINE=InnoDB;
 
 ALTER TABLE failure
