@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"takeout/adapters/sqldb"
-	"takeout/app"
 )
 
 // Finding is what Doctor says about one dependency.
@@ -29,7 +28,7 @@ func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
 		return []Finding{{What: "configuration", Cause: err.Error(), Remedy: "correct the setting; takeout serve --help shows all"}}
 	}
 	findings := []Finding{{What: "configuration", OK: true}}
-	s := &Service{cfg: cfg, logger: logger, failures: map[string]app.Failures{}}
+	s := &Service{cfg: cfg, logger: logger, failures: map[string]failureStore{}}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
 		return append(findings, Finding{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})

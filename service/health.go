@@ -90,10 +90,12 @@ func (s *Service) askDatabases(ctx context.Context) []pending {
 type gauges struct{ *Service }
 
 var (
-	outboxPending = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
-	outboxOldest  = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
-	brokerUp      = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
-	buildInfo     = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
+	outboxPending  = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
+	outboxOldest   = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
+	retriesPending = prometheus.NewDesc("takeout_retries_pending", "Messages that wait for their next attempt, counted up to 100000.", []string{"database"}, nil)
+	failuresOpen   = prometheus.NewDesc("takeout_failures_open", "Messages that wait for a person, counted up to 100000.", []string{"database"}, nil)
+	brokerUp       = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	buildInfo      = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -114,6 +116,16 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(outboxPending, prometheus.GaugeValue, float64(p.count), p.name)
 		ch <- prometheus.MustNewConstMetric(outboxOldest, prometheus.GaugeValue, age, p.name)
 	}
+	var asking sync.WaitGroup
+	for _, db := range g.databases {
+		asking.Go(func() {
+			if waiting, open, err := db.Unhandled(ctx, pendingLimit); err == nil {
+				ch <- prometheus.MustNewConstMetric(retriesPending, prometheus.GaugeValue, float64(waiting), db.DB().Name())
+				ch <- prometheus.MustNewConstMetric(failuresOpen, prometheus.GaugeValue, float64(open), db.DB().Name())
+			}
+		})
+	}
+	asking.Wait()
 	up := 0.0
 	if g.broker.Check() == nil {
 		up = 1

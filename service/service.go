@@ -36,7 +36,7 @@ type Service struct {
 
 	databases []database
 	useCases  messaging.UseCases
-	failures  map[string]app.Failures // by service
+	failures  map[string]failureStore // by service
 
 	broker    messaging.Broker
 	consumers *messaging.Consumers
@@ -59,7 +59,14 @@ type database interface {
 	TakeBack(ctx context.Context) error
 	Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader
 	Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error)
+	Unhandled(ctx context.Context, limit int) (waiting, open int, err error)
 	Close() error
+}
+
+// failureStore is where a service's consumers put what they cannot handle, and from where it comes again.
+type failureStore interface {
+	app.Failures
+	Retries(consumer string, poll, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader
 }
 
 // Start starts the roles that cfg names and returns when HTTP is served. It waits for databases, as cfg says how long,
@@ -68,7 +75,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, logger: logger, failures: map[string]app.Failures{}, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
+	s := &Service{cfg: cfg, logger: logger, failures: map[string]failureStore{}, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			_ = s.Stop(context.WithoutCancel(ctx))
@@ -141,7 +148,7 @@ func (s *Service) openDatabase(service string) error {
 	return nil
 }
 
-func (s *Service) opened(service string, db database, failures app.Failures) {
+func (s *Service) opened(service string, db database, failures failureStore) {
 	s.databases = append(s.databases, db)
 	s.failures[service] = failures
 }
@@ -307,13 +314,15 @@ func (s *Service) serveHTTP() error {
 
 // addConsumers makes a consumer for each route whose role runs here.
 func (s *Service) addConsumers() error {
-	consumers, err := messaging.NewConsumers(s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
+	consumers, err := messaging.NewConsumers(s.cfg.RetryDelays, s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
 	if err != nil {
 		return err
 	}
 	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
 		if s.cfg.has(route.Role) {
-			consumers.Add(route, s.broker.Subscriber(), s.failures[route.Role.Service()])
+			failures := s.failures[route.Role.Service()]
+			retries := failures.Retries(route.Queue, s.cfg.retryPoll(), s.cfg.DrainTimeout, s.logger)
+			consumers.Add(route, s.broker.Subscriber(), retries, failures)
 			s.consumers = consumers // a router without handlers would end at once
 		}
 	}
@@ -425,7 +434,7 @@ func Migrate(ctx context.Context, cfg Config, logger *slog.Logger) ([]string, er
 		return nil, err
 	}
 	cfg.Migrate = true
-	s := &Service{cfg: cfg, logger: logger, failures: map[string]app.Failures{}}
+	s := &Service{cfg: cfg, logger: logger, failures: map[string]failureStore{}}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +31,9 @@ import (
 type Config struct {
 	Table string // has the columns id, uuid, payload, metadata, available_at, attempts
 	Queue string // what the column queue must hold; empty if the table is one queue
+
+	Columns []string                                                   // further columns to read
+	Context func(ctx context.Context, values []string) context.Context // puts their values, empty for NULL, into a message's context
 
 	Bell  *Bell                           // rung in this process when rows are committed
 	Ready func(ctx context.Context) error // waits until messages can be handled; nil if they always can
@@ -118,10 +122,10 @@ func (r *Reader) Close() error {
 	return nil
 }
 
-// TakeBack makes every leased row of the table available at once. It is right only where nobody else can be reading
-// the table, as after the crash of the one process that may.
+// TakeBack makes every leased row of the table available at once, and leaves those alone whose time has never come. It
+// is right only where nobody else can be reading the table, as after the crash of the one process that may.
 func TakeBack(ctx context.Context, db *sqldb.DB, table string) error {
-	_, err := db.Writer().ExecContext(ctx, "UPDATE "+table+" SET available_at = 0 WHERE available_at > 0")
+	_, err := db.Writer().ExecContext(ctx, "UPDATE "+table+" SET available_at = 0 WHERE available_at > 0 AND attempts > 0")
 	return db.Error(err)
 }
 
@@ -150,6 +154,7 @@ type row struct {
 	payload  []byte
 	metadata []byte
 	attempts int
+	further  []string
 }
 
 func (s *subscription) run(taking context.Context) {
@@ -248,12 +253,19 @@ func (s *subscription) handOut(taking, handling context.Context, r row, inFlight
 	if len(r.metadata) > 0 {
 		if err := json.Unmarshal(r.metadata, &msg.Metadata); err != nil {
 			s.logger.Error("a row's metadata cannot be read; the message goes without", "row", r.id, "error", err)
-			msg.Metadata = message.Metadata{}
+			msg.Metadata = nil
 		}
 	}
+	if msg.Metadata == nil {
+		msg.Metadata = message.Metadata{}
+	}
+	delete(msg.Metadata, app.MetadataUndeliverable) // only the attempts can say so
 	if s.cfg.DeliveryLimit > 0 && r.attempts > s.cfg.DeliveryLimit {
 		msg.Metadata.Set(app.MetadataUndeliverable,
 			fmt.Sprintf("delivered %d times without an end; the delivery limit is reached", r.attempts-1))
+	}
+	if s.cfg.Context != nil {
+		handling = s.cfg.Context(handling, r.further)
 	}
 	ctx, done := context.WithCancel(handling)
 	msg.SetContext(ctx)
@@ -413,7 +425,7 @@ func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, 
 	if s.cfg.Queue != "" {
 		where, args = where+" AND queue = ?", append(args, s.cfg.Queue)
 	}
-	const columns = "id, uuid, payload, metadata, attempts"
+	columns := strings.Join(append([]string{"id, uuid, payload, metadata, attempts"}, s.cfg.Columns...), ", ")
 	lease := fmt.Sprintf("attempts = attempts + 1, available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
 	if idle {
 		var one int
@@ -427,14 +439,14 @@ func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, 
 	}
 	args = append(args, limit)
 	if s.db.Engine == "sqlite" {
-		rows, err := scan(s.db.Writer().QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
+		rows, err := s.scan(s.db.Writer().QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
 			"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
 		slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.id, b.id) })
 		return rows, s.db.Error(err)
 	}
 	var rows []row
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		rows, err = scan(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+s.cfg.Table+" WHERE "+where+
+		rows, err = s.scan(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+s.cfg.Table+" WHERE "+where+
 			" ORDER BY id LIMIT ?"+s.db.ForUpdate+s.db.SkipLocked, args...))
 		if err != nil || len(rows) == 0 {
 			return err
@@ -450,7 +462,7 @@ func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, 
 	return rows, err
 }
 
-func scan(rows *sql.Rows, err error) ([]row, error) {
+func (s *subscription) scan(rows *sql.Rows, err error) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -458,8 +470,16 @@ func scan(rows *sql.Rows, err error) ([]row, error) {
 	var all []row
 	for rows.Next() {
 		var r row
-		if err := rows.Scan(&r.id, &r.uuid, &r.payload, &r.metadata, &r.attempts); err != nil {
+		further := make([]sql.NullString, len(s.cfg.Columns))
+		into := []any{&r.id, &r.uuid, &r.payload, &r.metadata, &r.attempts}
+		for i := range further {
+			into = append(into, &further[i])
+		}
+		if err := rows.Scan(into...); err != nil {
 			return nil, err
+		}
+		for _, value := range further {
+			r.further = append(r.further, value.String)
 		}
 		all = append(all, r)
 	}

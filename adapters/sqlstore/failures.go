@@ -5,57 +5,222 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
-	"errors"
+	"log/slog"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlqueue"
 	"takeout/app"
 )
 
-// payloadPart is how much of a failed message goes into one row: well below the smallest packet that a server
-// takes.
-const payloadPart = 1 << 20
+const (
+	// payloadPart is how much of a failed message goes into one row: well below the smallest packet that a server
+	// takes.
+	payloadPart = 1 << 20
+	// retryLimit is how often a retry is taken without an end, as when it kills the process, before it is undeliverable.
+	retryLimit = 50
+	// retryWindow is the most retries of one consumer that are in flight.
+	retryWindow = 200
+)
 
-// Keep implements app.Failures.
-func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
+// fingerprint tells whether two messages are the same one.
+func fingerprint(messageID string, payload []byte) []byte {
+	sum := sha256.Sum256(append([]byte(messageID+"\x00"), payload...))
+	return sum[:]
+}
+
+// Delay implements app.Failures.
+func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
 	headers, err := json.Marshal(f.Headers)
 	if err != nil {
 		return err
 	}
+	_, err = m.db.Writer().ExecContext(ctx, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, metadata, "+
+		"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+m.db.Now+" + ?)",
+		f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
+		clip(f.Error, 512), now(), after.Microseconds())
+	if m.db.IsDuplicate(err) {
+		return nil
+	}
+	return m.db.Error(err)
+}
+
+// Retries returns a reader of the messages of the consumer that wait for their next attempt. Which retry a message is
+// is in its context. poll is how often it looks, drain how long messages in flight may take when it closes.
+func (m *Messages) Retries(consumer string, poll, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
+	return sqlqueue.NewReader(m.db, sqlqueue.Config{
+		Table: "retry", Queue: consumer, Bell: &m.retryBell, Poll: poll, Drain: drain, Window: retryWindow, DeliveryLimit: retryLimit,
+		Columns: []string{"tier", "failure_id", "batch"}, Context: withRetry,
+	}, logger.With("queue", consumer))
+}
+
+func withRetry(ctx context.Context, columns []string) context.Context {
+	tier, _ := strconv.Atoi(columns[0])
+	failureID, _ := strconv.ParseInt(columns[1], 10, 64) // empty if nobody asked for the retry
+	return app.WithRetry(ctx, app.Retry{Tier: tier, FailureID: failureID, Batch: columns[2]})
+}
+
+// Keep implements app.Failures.
+func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
 	at := now()
-	fingerprint := sha256.Sum256(append([]byte(f.MessageID+"\x00"), f.Payload...))
 	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		result, err := tx.ExecContext(ctx, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, "+
-			"error_text, attempts, headers, payload_size, state, first_failed_at, last_failed_at) "+
-			"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?)",
-			f.Consumer, fingerprint[:], clip(f.MessageID, 255), f.OrderID, f.Class, clip(f.Code, 64),
-			clip(f.Error, 512), f.Attempts, headers, len(f.Payload), at, at)
-		if m.db.IsDuplicate(err) {
-			// Kept before, and delivered again because the ack was lost, or sent again by somebody.
-			_, err = tx.ExecContext(ctx, "UPDATE failure SET error_class = ?, error_code = ?, error_text = ?, attempts = attempts + ?, "+
-				"last_failed_at = ? WHERE consumer = ? AND fingerprint = ?",
-				f.Class, clip(f.Code, 64), clip(f.Error, 512), f.Attempts, at, f.Consumer, fingerprint[:])
+		err := m.keep(ctx, tx, f, at)
+		if err == nil && f.Retry.Batch != "" {
+			err = m.stopBatch(ctx, tx, f.Retry.Batch, at)
+		}
+		return err
+	})
+}
+
+func (m *Messages) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time) error {
+	if id := f.Retry.FailureID; id != 0 {
+		if err := endRetry(ctx, tx, id); err != nil {
 			return err
 		}
+		known, err := failedAgain(ctx, tx, f, at, "closed_at = CASE WHEN state IN ('discarded', 'replaced') THEN closed_at END, "+
+			"state = CASE WHEN state IN ('discarded', 'replaced') THEN state ELSE 'open' END WHERE consumer = ? AND id = ?", id)
+		if err != nil || known {
+			return err
+		}
+	}
+	headers, err := json.Marshal(f.Headers)
+	if err != nil {
+		return err
+	}
+	result, err := tx.ExecContext(ctx, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, "+
+		"error_text, attempts, headers, payload_size, state, first_failed_at, last_failed_at) "+
+		"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?)",
+		f.Consumer, fingerprint(f.MessageID, f.Payload), clip(f.MessageID, 255), f.OrderID, f.Class, clip(f.Code, 64),
+		clip(f.Error, 512), f.Attempts, headers, len(f.Payload), at, at)
+	if m.db.IsDuplicate(err) {
+		// Kept before, and delivered again because the ack was lost, or sent again by somebody.
+		_, err = failedAgain(ctx, tx, f, at, "closed_at = NULL, state = 'open' WHERE consumer = ? AND fingerprint = ?",
+			fingerprint(f.MessageID, f.Payload))
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	id, err := result.LastInsertId()
+	if err != nil {
+		return err
+	}
+	return keepPayload(ctx, tx, id, f.Payload)
+}
+
+// failedAgain updates what is known of a failure of the consumer, and reports whether there is one. rest is the rest of
+// the statement: what becomes of its state, and which failure it is.
+func failedAgain(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time, rest string, which any) (bool, error) {
+	result, err := tx.ExecContext(ctx, "UPDATE failure SET error_class = ?, error_code = ?, error_text = ?, attempts = attempts + ?, "+
+		"occurrences = occurrences + 1, last_failed_at = ?, "+rest,
+		f.Class, clip(f.Code, 64), clip(f.Error, 512), f.Attempts, at, f.Consumer, which)
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
+}
+
+func keepPayload(ctx context.Context, tx *sql.Tx, failureID int64, payload []byte) error {
+	for part, rest := 0, payload; part == 0 || len(rest) > 0; part++ {
+		n := min(len(rest), payloadPart)
+		_, err := tx.ExecContext(ctx, "INSERT INTO failure_payload (failure_id, part, bytes) VALUES (?, ?, ?)",
+			failureID, part, sqldb.NotNull(rest[:n]))
 		if err != nil {
 			return err
 		}
-		id, err := result.LastInsertId()
-		if err != nil {
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// stopBatch takes back the retries of the batch that nobody has begun, and opens their failures again. Those that
+// somebody is just taking have begun.
+func (m *Messages) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at time.Time) error {
+	retries, failures, err := m.waiting(ctx, tx, batch)
+	if err != nil {
+		return err
+	}
+	for ids := range slices.Chunk(retries, 500) {
+		if _, err := tx.ExecContext(ctx, m.db.DeleteByID("retry", len(ids)), ids...); err != nil {
 			return err
 		}
-		for part, rest := 0, f.Payload; part == 0 || len(rest) > 0; part++ {
-			n := min(len(rest), payloadPart)
-			_, err := tx.ExecContext(ctx, "INSERT INTO failure_payload (failure_id, part, bytes) VALUES (?, ?, ?)", id, part, sqldb.NotNull(rest[:n]))
-			if err != nil {
+	}
+	for ids := range slices.Chunk(failures, 500) {
+		opened := "state = CASE WHEN state = 'retrying' THEN 'open' ELSE state END"
+		if _, err := tx.ExecContext(ctx, m.db.UpdateByID("failure", opened, len(ids)), ids...); err != nil {
+			return err
+		}
+		for _, id := range ids {
+			if err := recordAction(ctx, tx, id, at, "stopped", "another message of the batch was given up"); err != nil {
 				return err
 			}
-			rest = rest[n:]
 		}
-		return nil
+	}
+	return nil
+}
+
+// waiting returns the ids of the retries of the batch that wait, and of the failures that they retry.
+func (m *Messages) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []any, err error) {
+	rows, err := tx.QueryContext(ctx, "SELECT id, failure_id FROM retry WHERE batch = ? AND failure_id IS NOT NULL "+
+		"AND (attempts = 0 OR available_at <= "+m.db.Now+") ORDER BY id"+m.db.ForUpdate+m.db.SkipLocked, batch)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var retry, failure int64
+		if err := rows.Scan(&retry, &failure); err != nil {
+			return nil, nil, err
+		}
+		retries, failures = append(retries, retry), append(failures, failure)
+	}
+	return retries, failures, rows.Err()
+}
+
+// Resolve implements app.Failures.
+func (m *Messages) Resolve(ctx context.Context, failureID int64) error {
+	at := now()
+	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := endRetry(ctx, tx, failureID); err != nil {
+			return err
+		}
+		result, err := tx.ExecContext(ctx, "UPDATE failure SET state = 'resolved', closed_at = ? WHERE id = ? AND state IN ('open', 'retrying')",
+			at, failureID)
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 0 {
+			return err
+		}
+		return recordAction(ctx, tx, failureID, at, "handled", "its retry was handled")
 	})
+}
+
+// endRetry deletes the retry that somebody asked for. The ack would do so too, but later: a failure that is not being
+// retried has no retry, so that the next one can be asked for at once.
+func endRetry(ctx context.Context, tx *sql.Tx, failureID int64) error {
+	_, err := tx.ExecContext(ctx, "DELETE FROM retry WHERE failure_id = ?", failureID)
+	return err
+}
+
+// recordAction records what the program itself did with a failure.
+func recordAction(ctx context.Context, tx *sql.Tx, failureID any, at time.Time, action, reason string) error {
+	_, err := tx.ExecContext(ctx, "INSERT INTO failure_action (failure_id, at, operator, action, reason) VALUES (?, ?, 'takeout', ?, ?)",
+		failureID, at, action, reason)
+	return err
+}
+
+// Unhandled returns how many messages wait for their next attempt, and how many for a person, counting each no further
+// than limit.
+func (m *Messages) Unhandled(ctx context.Context, limit int) (waiting, open int, err error) {
+	err = m.db.Reader().QueryRowContext(ctx, "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM retry LIMIT ?) waiting), "+
+		"(SELECT COUNT(*) FROM (SELECT 1 FROM failure WHERE state = 'open' LIMIT ?) opened)", limit, limit).Scan(&waiting, &open)
+	return waiting, open, m.db.Error(err)
 }
 
 // clip cuts text to what its column holds, and makes it valid for it.
@@ -66,11 +231,3 @@ func clip(s string, limit int) string {
 	}
 	return s
 }
-
-// Delay implements app.Failures.
-func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
-	return errors.ErrUnsupported
-}
-
-// Resolve implements app.Failures.
-func (m *Messages) Resolve(ctx context.Context, failureID int64) error { return errors.ErrUnsupported }

@@ -34,8 +34,9 @@ type Store[T any] struct {
 
 // Messages is the part of a service's database that has to do with messages.
 type Messages struct {
-	db   *sqldb.DB
-	bell sqlqueue.Bell // rung when rows were committed to the outbox
+	db        *sqldb.DB
+	bell      sqlqueue.Bell // rung when rows were committed to the outbox
+	retryBell sqlqueue.Bell // rung when a person asked for retries
 }
 
 // querier is a transaction, or the pool when there is none.
@@ -131,9 +132,11 @@ func (s *Store[T]) claim(ctx context.Context) error {
 	})
 }
 
-// TakeBack makes every event that a dead relay had taken available at once. It is right only where no other process
-// can be relaying from this database.
-func (m *Messages) TakeBack(ctx context.Context) error { return sqlqueue.TakeBack(ctx, m.db, "outbox") }
+// TakeBack makes every event that a dead relay had taken, and every retry that a dead consumer had, available at once.
+// It is right only where no other process can be working on this database.
+func (m *Messages) TakeBack(ctx context.Context) error {
+	return errors.Join(sqlqueue.TakeBack(ctx, m.db, "outbox"), sqlqueue.TakeBack(ctx, m.db, "retry"))
+}
 
 // CheckSchema returns nil if the tables are what this program knows.
 func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSchema(ctx, s.schema...) }

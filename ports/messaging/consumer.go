@@ -20,13 +20,16 @@ import (
 )
 
 const (
-	// immediateTries is how often a message is tried in a row before it is given up.
+	// immediateTries is how often a message is tried in a row before it waits for longer.
 	immediateTries = 4
 	// firstRetry is the time before the second try. Each further one comes after twice the time, and each after a
 	// random part of it, so that messages which failed together do not fail together again.
 	firstRetry = 100 * time.Millisecond
 	// longestPause is the most that a consumer waits before it tries whether what was away is back.
 	longestPause = 5 * time.Second
+	// longestDelayed is the size in bytes of the longest message that is delayed. A longer one is kept at once, in
+	// parts: a server may refuse a statement that holds it whole.
+	longestDelayed = 1 << 20
 )
 
 // Consumers runs the routes of this process.
@@ -34,37 +37,46 @@ type Consumers struct {
 	router   *message.Router
 	stopping chan struct{}
 	once     sync.Once
+	delays   []time.Duration
 	metrics  *Metrics
 	logger   *slog.Logger
 	all      []*consumer
 }
 
-// NewConsumers returns an empty set of consumers. closeTimeout is how long Close waits for messages in flight.
-func NewConsumers(closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
+// NewConsumers returns an empty set of consumers. delays are the times after which a message that failed is tried again.
+// closeTimeout is how long Close waits for messages in flight.
+func NewConsumers(delays []time.Duration, closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(logger))
 	if err != nil {
 		return nil, err
 	}
-	return &Consumers{router: router, stopping: make(chan struct{}), metrics: metrics, logger: logger}, nil
+	return &Consumers{router: router, stopping: make(chan struct{}), delays: delays, metrics: metrics, logger: logger}, nil
 }
 
-// Add makes the route's queue feed its use case. What the use case cannot handle is kept in failures, which is in
-// the database that the use case writes to: while that is away nothing can be kept, and nothing needs to be.
-func (c *Consumers) Add(route Route, subscriber message.Subscriber, failures app.Failures) {
+// Add makes the route's queue feed its use case. What the use case cannot handle goes to failures and comes again from
+// retries, both in the database that the use case writes to: while that is away nothing can be kept, and nothing needs
+// to be.
+func (c *Consumers) Add(route Route, queue, retries message.Subscriber, failures app.Failures) {
 	consumer := &consumer{
 		Consumers: c, route: route, failures: failures,
 		logger: c.logger.With("handler", route.Queue),
 	}
 	consumer.pause.logger = consumer.logger
 	c.all = append(c.all, consumer)
-	handler := c.router.AddConsumerHandler(route.Queue, route.Queue, subscriber, func(msg *message.Message) error {
-		return route.handle(msg, route.Queue)
+	consumer.from(route.Queue, queue)
+	consumer.from(route.Queue+" (retries)", retries)
+}
+
+// from makes the consumer handle what comes from one of its two sources.
+func (c *consumer) from(name string, source message.Subscriber) {
+	handler := c.router.AddConsumerHandler(name, c.route.Queue, source, func(msg *message.Message) error {
+		return c.route.handle(msg, c.route.Queue)
 	})
 	handler.AddMiddleware(
-		consumer.keep,        // gave up: store the message for a person
-		consumer.retry,       // what may pass: try again, or wait
+		c.conclude,           // gave up: it comes again later, or is kept for a person
+		c.retry,              // what may pass: try again, or wait
 		middleware.Recoverer, // a panic is an error like any other
-		consumer.deduplicate, // done before is done; the transaction decides, by its inbox row
+		c.deduplicate,        // done before is done; the transaction decides, by its inbox row
 	)
 }
 
@@ -184,41 +196,87 @@ func (c *consumer) retry(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// keep stores a message that was given up, and only then lets it be acked.
-func (c *consumer) keep(next message.HandlerFunc) message.HandlerFunc {
+// conclude stores what becomes of a message after its tries, and only then lets it be acked.
+func (c *consumer) conclude(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
-		var err error
-		if reason := msg.Metadata.Get(app.MetadataUndeliverable); reason != "" {
-			err = givenUp{domain.Errorf(domain.Unknown, "delivery_limit", "%s", reason), undeliverable, 0}
-		} else {
+		err := deliverable(msg)
+		if err == nil {
 			_, err = next(msg)
 		}
-		gaveUp, ok := errors.AsType[givenUp](err)
-		if !ok {
-			return nil, err
+		if gaveUp, ok := errors.AsType[givenUp](err); ok {
+			return nil, c.putAside(msg, c.failure(msg, gaveUp))
 		}
-		for {
-			err := c.failures.Keep(context.WithoutCancel(msg.Context()), c.failure(msg, gaveUp))
-			if err == nil {
-				c.metrics.kept(c.route.Queue, string(gaveUp.class))
-				c.logger.Error("a message was given up and is kept for a person",
-					c.about(msg, "class", gaveUp.class, "attempts", gaveUp.attempts, "error", brief(gaveUp.error))...)
-				return nil, nil
-			}
-			c.pause.begin(err)
-			if err := c.pause.wait(c.stopping); err != nil {
-				return nil, err
-			}
+		if id := app.RetryFrom(msg.Context()).FailureID; err == nil && id != 0 {
+			err = c.store(msg, func(ctx context.Context) error { return c.failures.Resolve(ctx, id) })
+		}
+		return nil, err
+	}
+}
+
+// deliverable returns an error if the message was delivered too often already to be tried once more.
+func deliverable(msg *message.Message) error {
+	reason := msg.Metadata.Get(app.MetadataUndeliverable)
+	if reason == "" {
+		return nil
+	}
+	return givenUp{domain.Errorf(domain.Unknown, "delivery_limit", "%s", reason), undeliverable, 0}
+}
+
+// putAside makes a message come again later, or keeps it for a person.
+func (c *consumer) putAside(msg *message.Message, f app.Failure) error {
+	about := c.about(msg, "class", f.Class, "attempts", f.Attempts, "error", f.Error)
+	if tier := f.Retry.Tier + 1; c.delayable(f, tier) {
+		after := c.delays[tier-1]
+		err := c.store(msg, func(ctx context.Context) error { return c.failures.Delay(ctx, f, tier, after) })
+		if err == nil {
+			c.metrics.delayed(c.route.Queue, tier)
+			c.logger.Warn("a message failed and is tried again later", append(about, "tier", tier, "after", after.String())...)
+		}
+		if classify(err) != permanent {
+			return err
+		}
+	}
+	err := c.store(msg, func(ctx context.Context) error { return c.failures.Keep(ctx, f) })
+	if err == nil {
+		c.metrics.kept(c.route.Queue, f.Class)
+		c.logger.Error("a message was given up and is kept for a person", about...)
+	}
+	return err
+}
+
+// delayable reports whether the message is tried again later. A person who asked for a retry is told of its end soon.
+func (c *consumer) delayable(f app.Failure, tier int) bool {
+	return f.Class == string(transient) && f.Retry.FailureID == 0 && tier <= len(c.delays) && len(f.Payload) <= longestDelayed
+}
+
+// store tries until something about the message is stored: while the database is away nothing else can be done with the
+// message either. The error says that the consumer stops, or that the database will never take it.
+func (c *consumer) store(msg *message.Message, put func(ctx context.Context) error) error {
+	for {
+		err := put(context.WithoutCancel(msg.Context()))
+		if err == nil {
+			c.pause.over()
+			return nil
+		}
+		if classify(err) == permanent {
+			return err
+		}
+		c.pause.begin(err)
+		if err := c.pause.wait(c.stopping); err != nil {
+			return err
 		}
 	}
 }
 
 func (c *consumer) failure(msg *message.Message, e givenUp) app.Failure {
+	retry := app.RetryFrom(msg.Context())
 	f := app.Failure{
 		Consumer: c.route.Queue, MessageID: msg.UUID, Class: string(e.class), Code: "unexpected", Error: brief(e.error),
-		Attempts: e.attempts, Headers: maps.Clone(msg.Metadata), Payload: msg.Payload, OrderID: orderID(msg),
+		Attempts: retry.Tier*immediateTries + e.attempts, Headers: maps.Clone(msg.Metadata), Payload: msg.Payload,
+		OrderID: orderID(msg), Retry: retry,
 	}
-	if known, ok := errors.AsType[*domain.Error](e.error); ok {
+	delete(f.Headers, app.MetadataUndeliverable) // it did not come with the message
+	if known, ok := errors.AsType[*domain.Error](plain(e.error)); ok {
 		f.Code = known.Code
 	}
 	return f
@@ -237,13 +295,18 @@ func orderID(msg *message.Message) string {
 	return event.SubjectOf(msg.Payload)
 }
 
-// brief is an error without the stack of a panic.
+// brief is an error's text, as long as there is room for.
 func brief(err error) string {
-	if panicked, ok := errors.AsType[middleware.RecoveredPanicError](err); ok {
-		err = domain.Errorf(domain.Unknown, "panic", "panic: %v", panicked.V)
-	}
-	text := err.Error()
+	text := plain(err).Error()
 	return text[:min(len(text), 512)]
+}
+
+// plain is an error without the stack of a panic.
+func plain(err error) error {
+	if panicked, ok := errors.AsType[middleware.RecoveredPanicError](err); ok {
+		return domain.Errorf(domain.Unknown, "panic", "panic: %v", panicked.V)
+	}
+	return err
 }
 
 // pause holds a consumer's messages back while what they need is away.

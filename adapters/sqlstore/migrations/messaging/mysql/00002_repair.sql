@@ -41,9 +41,10 @@ CREATE TABLE retry (
     available_at BIGINT       NOT NULL, -- when it may be tried, server clock, microseconds since 1970
     attempts     INT          NOT NULL DEFAULT 0, -- how often it was taken
     UNIQUE KEY retry_message (queue, fingerprint, tier),
-    KEY retry_available (available_at),
+    KEY retry_available (queue, available_at),
     KEY retry_order_id (order_id),
-    KEY retry_batch (batch)
+    KEY retry_batch (batch),
+    KEY retry_failure_id (failure_id)
 ) ENGINE=InnoDB;
 
 ALTER TABLE failure

@@ -40,9 +40,10 @@ CREATE TABLE retry (
     attempts INTEGER NOT NULL DEFAULT 0, -- how often it was taken
     UNIQUE (queue, fingerprint, tier)
 );
-CREATE INDEX retry_available ON retry (available_at);
+CREATE INDEX retry_available ON retry (queue, available_at);
 CREATE INDEX retry_order_id ON retry (order_id);
 CREATE INDEX retry_batch ON retry (batch);
+CREATE INDEX retry_failure_id ON retry (failure_id);
 
 ALTER TABLE failure ADD COLUMN occurrences INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE failure ADD COLUMN closed_at DATETIME NULL;
