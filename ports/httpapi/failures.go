@@ -306,7 +306,10 @@ func (s *server) listFailures(ctx context.Context, in *listFailuresInput) (*fail
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
-	out := &failureList{FailureListBody{Items: make([]FailureBody, 0, len(page.Failures)), NextCursor: strings.Join(names(page.Next), "."), Unavailable: names(page.Unavailable)}}
+	out := &failureList{FailureListBody{
+		Items: make([]FailureBody, 0, len(page.Failures)), NextCursor: strings.Join(idTexts(page.Next), "."),
+		Unavailable: append([]string{}, page.Unavailable...),
+	}}
 	for _, f := range page.Failures {
 		out.Body.Items = append(out.Body.Items, failureBody(f))
 	}
@@ -315,10 +318,13 @@ func (s *server) listFailures(ctx context.Context, in *listFailuresInput) (*fail
 
 // parseCursor reads the ids behind which a page begins, one for each service.
 func parseCursor(cursor string) ([]app.FailureID, error) {
+	if cursor == "" {
+		return nil, nil
+	}
 	var after []app.FailureID
 	for part := range strings.SplitSeq(cursor, ".") {
 		id, ok := app.ParseFailureID(part)
-		if !ok && cursor != "" {
+		if !ok {
 			p := newProblem(http.StatusBadRequest, "cursor_invalid", "cursor must be the next_cursor of another page")
 			p.Errors = []FieldProblem{{"cursor", p.Code, p.Detail}}
 			return nil, p
@@ -328,18 +334,13 @@ func parseCursor(cursor string) ([]app.FailureID, error) {
 	return after, nil
 }
 
-// names are texts for a JSON array that is never null.
-func names[T any](values []T) []string {
-	all := make([]string, 0, len(values))
-	for _, v := range values {
-		switch v := any(v).(type) {
-		case string:
-			all = append(all, v)
-		case app.FailureID:
-			all = append(all, v.String())
-		}
+// idTexts are ids for a JSON array, which is never null.
+func idTexts(ids []app.FailureID) []string {
+	texts := make([]string, 0, len(ids))
+	for _, id := range ids {
+		texts = append(texts, id.String())
 	}
-	return all
+	return texts
 }
 
 func (s *server) groupFailures(ctx context.Context, in *groupFailuresInput) (*failureGroups, error) {
@@ -351,7 +352,7 @@ func (s *server) groupFailures(ctx context.Context, in *groupFailuresInput) (*fa
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
-	return &failureGroups{FailureGroupsBody{groupBodies(groups), names(away)}}, nil
+	return &failureGroups{FailureGroupsBody{groupBodies(groups), append([]string{}, away...)}}, nil
 }
 
 func (s *server) getFailure(ctx context.Context, in *failureIDInput) (*failureDetail, error) {
@@ -472,8 +473,8 @@ func (s *server) retryFailures(ctx context.Context, in *retryManyInput) (*retrie
 			return nil, s.problem(ctx, err)
 		}
 		return &retriedView{RetriedBody{
-			DryRun: true, Count: preview.Matching, IDs: names(preview.First), Groups: groupBodies(preview.Groups),
-			TooLarge: []string{}, Unavailable: names(preview.Unavailable),
+			DryRun: true, Count: preview.Matching, IDs: idTexts(preview.First), Groups: groupBodies(preview.Groups),
+			TooLarge: []string{}, Unavailable: append([]string{}, preview.Unavailable...),
 		}}, nil
 	}
 	retried, err := s.Failures.RetryMany(ctx, cmd)
@@ -483,8 +484,8 @@ func (s *server) retryFailures(ctx context.Context, in *retryManyInput) (*retrie
 	s.logger.Info("somebody retries failures", "count", len(retried.IDs), "batch", cmd.Batch,
 		"operator", cmd.Operator, "reason", cmd.Reason, "request_id", requestID(ctx))
 	return &retriedView{RetriedBody{
-		Count: len(retried.IDs), IDs: names(retried.IDs), Groups: []FailureGroupBody{}, TooLarge: names(retried.TooLarge),
-		Batch: cmd.Batch, Unavailable: names(retried.Unavailable),
+		Count: len(retried.IDs), IDs: idTexts(retried.IDs), Groups: []FailureGroupBody{}, TooLarge: idTexts(retried.TooLarge),
+		Batch: cmd.Batch, Unavailable: append([]string{}, retried.Unavailable...),
 	}}, nil
 }
 
