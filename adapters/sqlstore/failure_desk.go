@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -210,6 +209,9 @@ func (m *Messages) RetryFailures(ctx context.Context, numbers []int64, retry app
 		ranBefore = true
 		return nil
 	})
+	if err == nil && len(retried) > 0 {
+		m.retryBell.Ring()
+	}
 	return retried, err
 }
 
@@ -260,7 +262,7 @@ func (m *Messages) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, 
 		rows := make([]retryRow, n)
 		numbers := make([]int64, n)
 		for i, f := range open[:n] {
-			metadata, err := retryMetadata(f, retry.Batch)
+			metadata, err := retryMetadata(f)
 			if err != nil {
 				return err
 			}
@@ -304,19 +306,21 @@ func (m *Messages) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFa
 	return payloads, err
 }
 
-// retryMetadata is what the message came with, and that a person asked for it to be tried again. That its broker had
-// given it up is left out, because its consumer would not try it then.
-func retryMetadata(f lockedFailure, batch string) ([]byte, error) {
-	metadata := map[string]string{}
-	if err := json.Unmarshal(f.headers, &metadata); err != nil {
+// retryMetadata is what the message came with. That its broker had given it up is left out, because its consumer would
+// not try it then.
+func retryMetadata(f lockedFailure) ([]byte, error) {
+	var headers map[string]string
+	if err := json.Unmarshal(f.headers, &headers); err != nil {
 		return nil, damaged("failure", strconv.FormatInt(f.number, 10), err)
 	}
-	delete(metadata, app.MetadataUndeliverable)
-	delete(metadata, app.MetadataRetryBatch)
-	metadata[app.MetadataRetryQueue], metadata[app.MetadataRetryTier] = f.consumer, "0"
-	metadata[app.MetadataFailureID] = strconv.FormatInt(f.number, 10)
-	if batch != "" {
-		metadata[app.MetadataRetryBatch] = batch
+	delete(headers, app.MetadataUndeliverable)
+	return encodeMetadata(headers)
+}
+
+// encodeMetadata writes no metadata as an empty object, to which whoever reads it can add some.
+func encodeMetadata(metadata map[string]string) ([]byte, error) {
+	if metadata == nil {
+		metadata = map[string]string{}
 	}
 	return json.Marshal(metadata)
 }
@@ -355,20 +359,15 @@ func addActions(ctx context.Context, tx *sql.Tx, a app.FailureAction, numbers ..
 
 // ReplaceFailure implements app.FailureStore.
 func (m *Messages) ReplaceFailure(ctx context.Context, number int64, by app.Correction, action app.FailureAction) (bool, error) {
-	metadata := maps.Clone(by.Metadata)
-	if metadata == nil {
-		metadata = map[string]string{}
+	metadata, err := encodeMetadata(by.Metadata)
+	if err != nil {
+		return false, err
 	}
 	return m.closeFailure(ctx, number, action, app.FailureReplaced, by.EventID, func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error {
-		metadata[app.MetadataRetryQueue], metadata[app.MetadataRetryTier] = f.consumer, "0"
-		encoded, err := json.Marshal(metadata)
-		if err != nil {
-			return err
-		}
 		fingerprint := sha256.Sum256(append([]byte(by.EventID+"\x00"), by.Payload...)) // as Keep makes it
 		return m.addRetries(ctx, tx, at, retryRow{
 			queue: f.consumer, uuid: by.EventID, fingerprint: fingerprint[:], orderID: by.OrderID,
-			payload: by.Payload, metadata: encoded, problem: f.problem,
+			payload: by.Payload, metadata: metadata, problem: f.problem,
 		})
 	}, app.FailureOpen)
 }
@@ -410,6 +409,9 @@ func (m *Messages) closeFailure(ctx context.Context, number int64, action app.Fa
 		}
 		return addActions(ctx, tx, action, number)
 	})
+	if err == nil && closed {
+		m.retryBell.Ring()
+	}
 	return closed, err
 }
 

@@ -34,8 +34,9 @@ type Store[T any] struct {
 
 // Messages is the part of a service's database that has to do with messages.
 type Messages struct {
-	db   *sqldb.DB
-	bell sqlqueue.Bell // rung when rows were committed to the outbox
+	db        *sqldb.DB
+	bell      sqlqueue.Bell // rung when rows were committed to the outbox
+	retryBell sqlqueue.Bell // rung when a person asked for retries
 }
 
 // querier is a transaction, or the pool when there is none.
