@@ -40,8 +40,8 @@ func keep(t testing.TB, url string, failures ...app.Failure) {
 	}
 }
 
-// failed is a message that nobody could handle.
-func failed(consumer, messageID, orderID, code, text string) app.Failure {
+// givenUpBy is a message that nobody could handle.
+func givenUpBy(consumer, messageID, orderID, code, text string) app.Failure {
 	return app.Failure{
 		Consumer: consumer, MessageID: messageID, OrderID: orderID, Class: "permanent", Code: code, Error: text, Attempts: 1,
 		Headers: map[string]string{"x-from": "a test"}, Payload: []byte(`{"id":"` + messageID + `","subject":"` + orderID + `"}`),
@@ -68,11 +68,11 @@ func decoded[T any](t testing.TB, a answer, status int) T {
 
 func TestFailuresOfAllDatabasesAreListedAndFoundByWhatIsKnownOfThem(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
-		keep(t, s.dispatch, failed(nobody, "m1", "o1", "event_malformed", "it is 100% wrong"))
-		keep(t, s.order, failed("order.nobody", "m2", "o2", "order_not_found", "there is no order o2"))
+		keep(t, s.dispatch, givenUpBy(nobody, "m1", "o1", "event_malformed", "it is 100% wrong"))
+		keep(t, s.order, givenUpBy("order.nobody", "m2", "o2", "order_not_found", "there is no order o2"))
 		old := time.Now().UTC()
-		keep(t, s.dispatch, failed(nobody, "m3", "o_3", "order_mismatch", "'; DROP TABLE failure; --"))
-		keep(t, s.payment, failed("payment.nobody", "m4", "", "panic", "没有骑手 Boom"))
+		keep(t, s.dispatch, givenUpBy(nobody, "m3", "o_3", "order_mismatch", "'; DROP TABLE failure; --"))
+		keep(t, s.payment, givenUpBy("payment.nobody", "m4", "", "panic", "没有骑手 Boom"))
 
 		for query, want := range map[string][]string{
 			"":                                   {"payment-1", "dispatch-2", "order-1", "dispatch-1"},
@@ -130,7 +130,7 @@ func TestPagesOfFailuresShowEachOnceAlthoughOthersCome(t *testing.T) {
 			if i%3 == 0 {
 				place, service = s.dispatch, "dispatch"
 			}
-			keep(t, place, failed("x.nobody", fmt.Sprint("m", i), "o1", "c", "e"))
+			keep(t, place, givenUpBy("x.nobody", fmt.Sprint("m", i), "o1", "c", "e"))
 			number := count(t, place, "SELECT MAX(id) FROM failure")
 			want = append([]string{fmt.Sprintf("%s-%d", service, number)}, want...)
 		}
@@ -138,7 +138,7 @@ func TestPagesOfFailuresShowEachOnceAlthoughOthersCome(t *testing.T) {
 		for cursor := ""; ; {
 			page := s.listFailures(t, "?limit=3&cursor="+cursor)
 			got = append(got, idsOf(page.Items)...)
-			keep(t, s.order, failed("x.nobody", newEventID(), "o1", "c", "e")) // newer than the first page
+			keep(t, s.order, givenUpBy("x.nobody", newEventID(), "o1", "c", "e")) // newer than the first page
 			if cursor = page.NextCursor; cursor == "" {
 				break
 			}
@@ -151,9 +151,9 @@ func TestFailuresAreGroupedByTheErrorAndNotByTheOrder(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		for i := range 5 {
 			id := fmt.Sprint("o-", i)
-			keep(t, s.order, failed("order.nobody", newEventID(), id, "order_not_found", "there is no order "+id))
+			keep(t, s.order, givenUpBy("order.nobody", newEventID(), id, "order_not_found", "there is no order "+id))
 		}
-		keep(t, s.dispatch, failed(nobody, "m1", "", "panic", "panic: boom"))
+		keep(t, s.dispatch, givenUpBy(nobody, "m1", "", "panic", "panic: boom"))
 		groups := decoded[httpapi.FailureGroupsBody](t, mustGet(t, s.api+"/v1/failures/groups"), 200)
 		require.Len(t, groups.Items, 2)
 		g := groups.Items[0]
@@ -173,7 +173,7 @@ func TestFailureIsShownWithItsMessage(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		large := bytes.Repeat([]byte("派"), 1<<20) // three parts, and a character across the place where it is cut
 		for i, payload := range [][]byte{[]byte(`{"名":"<b>"}`), {0, 0xff, 0xfe}, large, nil} {
-			f := failed(nobody, fmt.Sprint("m", i), "o1", "c", "e")
+			f := givenUpBy(nobody, fmt.Sprint("m", i), "o1", "c", "e")
 			f.Payload = payload
 			keep(t, s.dispatch, f)
 			id := fmt.Sprint("dispatch-", i+1)
@@ -205,8 +205,8 @@ func TestFailureIsShownWithItsMessage(t *testing.T) {
 
 func TestOtherDatabasesAreShownWhileOneIsAway(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
-		keep(t, s.dispatch, failed(nobody, "m1", "o1", "c", "e"))
-		keep(t, s.payment, failed("payment.nobody", "m2", "o1", "c", "e"))
+		keep(t, s.dispatch, givenUpBy(nobody, "m1", "o1", "c", "e"))
+		keep(t, s.payment, givenUpBy("payment.nobody", "m2", "o1", "c", "e"))
 		move := func(place, from, to string) {
 			store, err := sqlstore.OpenOrders(place, slog.New(slog.DiscardHandler))
 			require.NoError(t, err)
@@ -238,11 +238,11 @@ func TestOtherDatabasesAreShownWhileOneIsAway(t *testing.T) {
 func TestWhatIsWrongWithARequestAboutFailuresIsSaidAndNothingChanges(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		good := announce(t, "evt_good", "o1", 100)
-		readable := failed("dispatch.assign-courier", "evt_good", "o1", "c", "e")
+		readable := givenUpBy("dispatch.assign-courier", "evt_good", "o1", "c", "e")
 		readable.Payload = good
-		unreadable := failed("dispatch.assign-courier", "m2", "", "c", "e")
+		unreadable := givenUpBy("dispatch.assign-courier", "m2", "", "c", "e")
 		unreadable.Payload = []byte("hello")
-		gone := failed(nobody, "m3", "", "c", "e")
+		gone := givenUpBy(nobody, "m3", "", "c", "e")
 		gone.Payload = good
 		keep(t, s.dispatch, readable, unreadable, gone)
 
@@ -346,7 +346,7 @@ func TestWhatIsWrongWithARequestAboutFailuresIsSaidAndNothingChanges(t *testing.
 
 func TestWhoDidWhatWithAFailureStaysOnRecord(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
-		keep(t, s.dispatch, failed(nobody, "m1", "o1", "c", "e"), failed(nobody, "m2", "o2", "c", "e"))
+		keep(t, s.dispatch, givenUpBy(nobody, "m1", "o1", "c", "e"), givenUpBy(nobody, "m2", "o2", "c", "e"))
 		post := func(path, body string, headers ...string) answer {
 			return mustSend(t, "POST", s.api+"/v1/failures/"+path, body, headers...)
 		}
@@ -411,7 +411,7 @@ func waitingRetries(t testing.TB, s *orderStore) []waiting {
 
 func TestRetriedMessageGoesToItsConsumerAsItCame(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
-		f := failed("order.mark-dispatched", "m1", "o1", "c", "e")
+		f := givenUpBy("order.mark-dispatched", "m1", "o1", "c", "e")
 		f.Payload = bytes.Repeat([]byte{0, 0xff, '\'', 'x'}, 600_000) // in three parts
 		f.Headers[app.MetadataUndeliverable] = "delivered 5 times"
 		require.NoError(t, s.Keep(t.Context(), f))
@@ -438,7 +438,7 @@ func count1(t testing.TB, s *orderStore, query string) int {
 
 func TestOfManyWhoRetryAFailureAtOnceOneDoes(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
-		require.NoError(t, s.Keep(t.Context(), failed("order.nobody", "m1", "o1", "c", "e")))
+		require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", "m1", "o1", "c", "e")))
 		var retried, refused atomic.Int32
 		var operators sync.WaitGroup
 		for i := range 16 {
@@ -470,9 +470,9 @@ func TestManyAreRetriedOldestFirstAndNoFasterThanAsked(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		const n = 250 // more than one statement handles
 		for i := range n {
-			require.NoError(t, s.Keep(t.Context(), failed("order.nobody", fmt.Sprintf("m%03d", i), fmt.Sprint("o", i), "c", fmt.Sprint("no order o", i))))
+			require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", fmt.Sprintf("m%03d", i), fmt.Sprint("o", i), "c", fmt.Sprint("no order o", i))))
 		}
-		require.NoError(t, s.Keep(t.Context(), failed("order.other", "other", "o1", "c", "e")))
+		require.NoError(t, s.Keep(t.Context(), givenUpBy("order.other", "other", "o1", "c", "e")))
 		d := desk(s)
 		filter := app.FailureFilter{Handler: "order.nobody"}
 		preview, err := d.Preview(t.Context(), filter)
@@ -500,7 +500,7 @@ func TestManyAreRetriedOldestFirstAndNoFasterThanAsked(t *testing.T) {
 
 func TestMessageTooLargeToBeRetriedStaysOpenAndSaysSo(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
-		large := failed("order.nobody", "m1", "", "c", "e")
+		large := givenUpBy("order.nobody", "m1", "", "c", "e")
 		large.Payload = bytes.Repeat([]byte("x"), app.MaxRetryPayload+1)
 		require.NoError(t, s.Keep(t.Context(), large))
 		large.Payload, large.MessageID = large.Payload[1:], "m2"
@@ -519,7 +519,7 @@ func TestMessageTooLargeToBeRetriedStaysOpenAndSaysSo(t *testing.T) {
 // The worker has kept the failure again, and has not settled the row of the retry yet.
 func TestFailureThatFailedAgainCanBeRetriedAtOnce(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
-		require.NoError(t, s.Keep(t.Context(), failed("order.nobody", "m1", "o1", "c", "e")))
+		require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", "m1", "o1", "c", "e")))
 		id := app.FailureID{Service: "order", Number: 1}
 		_, err := desk(s).Retry(t.Context(), id, wang)
 		require.NoError(t, err)
@@ -536,7 +536,7 @@ func TestFailureThatFailedAgainCanBeRetriedAtOnce(t *testing.T) {
 func TestCorrectedMessageIsANewEventAndTheOriginalStays(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		original := announce(t, "evt_original", "o1", 100)
-		f := failed("order.mark-dispatched", "evt_original", "o1", "c", "e")
+		f := givenUpBy("order.mark-dispatched", "evt_original", "o1", "c", "e")
 		f.Payload = bytes.Replace(original, []byte("order.placed"), []byte("dispatch.assigned"), 1)
 		require.NoError(t, s.Keep(t.Context(), f))
 		data := `{"order_id":"o2","courier_id":"li","assigned_at":"2026-01-02T03:04:05Z","version":7}`
@@ -569,7 +569,7 @@ func TestCorrectedMessageIsANewEventAndTheOriginalStays(t *testing.T) {
 
 func TestUnreadableMessageIsReplacedByAWholeEvent(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
-		f := failed("dispatch.assign-courier", "", "", "event_malformed", "e")
+		f := givenUpBy("dispatch.assign-courier", "", "", "event_malformed", "e")
 		f.Payload = []byte("\xff not JSON")
 		require.NoError(t, s.Keep(t.Context(), f))
 		_, err := desk(s).Edit(t.Context(), app.FailureID{Service: "order", Number: 1},
@@ -586,9 +586,9 @@ func TestUnreadableMessageIsReplacedByAWholeEvent(t *testing.T) {
 func TestCommandLineShowsAndRepairsFailures(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		for i := range 3 {
-			keep(t, s.dispatch, failed(nobody, fmt.Sprint("m", i), fmt.Sprint("o", i), "order_mismatch", fmt.Sprint("\x1b[31morder o", i, " differs")))
+			keep(t, s.dispatch, givenUpBy(nobody, fmt.Sprint("m", i), fmt.Sprint("o", i), "order_mismatch", fmt.Sprint("\x1b[31morder o", i, " differs")))
 		}
-		broken := failed("dispatch.assign-courier", "evt_broken", "o9", "event_malformed", "e")
+		broken := givenUpBy("dispatch.assign-courier", "evt_broken", "o9", "event_malformed", "e")
 		broken.Payload = announce(t, "evt_broken", "o9", 100)
 		keep(t, s.dispatch, broken)
 		env := map[string]string{"TAKEOUT_URL": s.api, "TAKEOUT_OPERATOR": "wang"}
