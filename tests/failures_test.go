@@ -24,6 +24,7 @@ import (
 	"takeout/domain/event"
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
+	"takeout/tests/testenv"
 )
 
 // nobody is a queue without a consumer: what is retried there waits where a test can look at it.
@@ -438,31 +439,34 @@ func count1(t testing.TB, s *orderStore, query string) int {
 
 func TestOfManyWhoRetryAFailureAtOnceOneDoes(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
-		require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", "m1", "o1", "c", "e")))
+		const failures, operators = 20, 8
+		other := open()
+		for i := range failures {
+			require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", fmt.Sprint("m", i), "o1", "c", "e")))
+		}
 		var retried, refused atomic.Int32
-		var operators sync.WaitGroup
-		for i := range 16 {
-			d := desk(s)
-			if i%2 == 1 {
-				d = desk(open())
-			}
-			operators.Go(func() {
-				_, err := d.Retry(context.Background(), app.FailureID{Service: "order", Number: 1}, wang)
-				switch {
-				case err == nil:
-					retried.Add(1)
-				case domain.KindOf(err) == domain.Conflict:
-					refused.Add(1)
-				default:
-					t.Errorf("unexpected: %v", err)
+		var acting sync.WaitGroup
+		for i := range operators {
+			d := desk([]*orderStore{s, other}[i%2])
+			acting.Go(func() {
+				for number := range int64(failures) {
+					_, err := d.Retry(context.Background(), app.FailureID{Service: "order", Number: number + 1}, wang)
+					switch {
+					case err == nil:
+						retried.Add(1)
+					case domain.KindOf(err) == domain.Conflict:
+						refused.Add(1)
+					default:
+						t.Errorf("unexpected: %v", err)
+					}
 				}
 			})
 		}
-		operators.Wait()
-		require.EqualValues(t, 1, retried.Load())
-		require.EqualValues(t, 15, refused.Load())
-		require.Len(t, waitingRetries(t, s), 1)
-		require.Equal(t, 1, count1(t, s, "SELECT COUNT(*) FROM failure_action"))
+		acting.Wait()
+		require.EqualValues(t, failures, retried.Load())
+		require.EqualValues(t, failures*(operators-1), refused.Load())
+		require.Len(t, waitingRetries(t, s), failures)
+		require.Equal(t, failures, count1(t, s, "SELECT COUNT(*) FROM failure_action"))
 	})
 }
 
@@ -668,4 +672,51 @@ func TestCommandLineAboutFailuresSaysWhatIsMissing(t *testing.T) {
 		})
 	}
 	run(t, map[string]string{"TAKEOUT_URL": "http://127.0.0.1:1"}, "failures", "list").complains(t, 1, "no takeout answers")
+}
+
+func TestRepairWhoseCommitIsNotAnsweredIsDoneOnceAndSaysSo(t *testing.T) {
+	t.Parallel()
+	place, commits := throughCommits(t, testenv.MySQL(t))
+	s, err := sqlstore.OpenOrders(place, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	_, err = s.Migrate(t.Context())
+	require.NoError(t, err)
+	d := desk(s)
+	whole := announce(t, "x", "o1", 1)
+	for _, fault := range []commitFault{notExecuted, answerLost} {
+		for action, repair := range map[string]func(id app.FailureID) (int, error){
+			"retry": func(id app.FailureID) (int, error) {
+				_, err := d.Retry(t.Context(), id, wang)
+				return 1, err
+			},
+			"retry many": func(app.FailureID) (int, error) {
+				retried, err := d.RetryMany(t.Context(), app.RetryFailures{Limit: 100, PerSecond: 10, FailureAction: wang})
+				return len(retried.IDs), err
+			},
+			"edit": func(id app.FailureID) (int, error) {
+				_, err := d.Edit(t.Context(), id, app.FailureEdit{EventID: newEventID(), Payload: whole}, wang)
+				return 1, err
+			},
+			"discard": func(id app.FailureID) (int, error) {
+				_, err := d.Discard(t.Context(), id, wang)
+				return 1, err
+			},
+		} {
+			for range 3 {
+				require.NoError(t, s.Keep(t.Context(), givenUpBy("dispatch.assign-courier", newEventID(), "o1", "c", "e")))
+			}
+			id := app.FailureID{Service: "order", Number: int64(count1(t, s, "SELECT MAX(id) FROM failure"))}
+			before := count1(t, s, "SELECT COUNT(*) FROM failure_action")
+			trap := commits.arm(commitTrap{fault: fault, statement: "INSERT INTO failure_action"})
+			n, err := repair(id)
+			trap.wait(t)
+			require.NoError(t, err, "%s, %s", action, fault)
+			require.Equal(t, before+n, count1(t, s, "SELECT COUNT(*) FROM failure_action"), "%s, %s", action, fault)
+			if action == "retry many" {
+				require.Zero(t, count1(t, s, "SELECT COUNT(*) FROM failure WHERE state = 'open'"))
+				require.GreaterOrEqual(t, n, 3)
+			}
+		}
+	}
 }
