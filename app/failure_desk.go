@@ -72,7 +72,7 @@ type KeptFailure struct {
 type FailureAction struct {
 	At       time.Time
 	Operator string // 1 to 64 characters
-	Action   string // retry, edit or discard
+	Action   string // retry, edit or discard; or what the program itself did then
 	Reason   string // at most 500 characters
 }
 

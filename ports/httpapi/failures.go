@@ -285,7 +285,11 @@ func (s *server) registerFailures(api huma.API) {
 	huma.Register(api, operation("list-failures", http.MethodGet, "", "List messages that could not be handled, newest first", 400), s.listFailures)
 	huma.Register(api, operation("group-failures", http.MethodGet, "/groups", "Count failures by handler and error", 400), s.groupFailures)
 	huma.Register(api, operation("get-failure", http.MethodGet, "/{id}", "Show a failure", 404), s.getFailure)
-	huma.Register(api, operation("get-failure-payload", http.MethodGet, "/{id}/payload", "Download the failed message", 404), s.getFailurePayload)
+	download := operation("get-failure-payload", http.MethodGet, "/{id}/payload", "Download the failed message", 404)
+	download.Responses = map[string]*huma.Response{"200": {Description: "The message as it came.", Content: map[string]*huma.MediaType{
+		"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
+	}}}
+	huma.Register(api, download, s.getFailurePayload)
 	register[retryBody](api, operation("retry-failure", http.MethodPost, "/{id}/retry", "Try to handle a message once more", 404, 409), s.retryFailure)
 	api.OpenAPI().Paths["/v1/failures/{id}/retry"].Post.RequestBody.Required = false
 	register[retryManyBody](api, operation("retry-failures", http.MethodPost, "/retry", "Try to handle many messages once more", 409), s.retryFailures)
