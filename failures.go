@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -208,7 +211,7 @@ func (c *failuresShowCmd) Run(out output) error {
 	}
 	rows := [][]string{
 		{"ID", f.ID}, {"STATE", f.State}, {"HANDLER", f.Handler}, {"ORDER", cmp.Or(f.OrderID, "-")}, {"ERROR", f.Class + ", " + f.Code + ": " + printable(f.Error)},
-		{"TRIES", fmt.Sprintf("%d, given up %d times", f.Attempts, f.Occurrences)},
+		{"TRIES", fmt.Sprintf("%d (given up %d ×)", f.Attempts, f.Occurrences)},
 		{"FAILED", f.FirstFailedAt.Format(time.RFC3339) + ", last " + f.LastFailedAt.Format(time.RFC3339)}, {"MESSAGE", printable(f.MessageID)},
 	}
 	if f.ClosedAt != nil {
@@ -217,8 +220,8 @@ func (c *failuresShowCmd) Run(out output) error {
 	if f.ReplacedBy != "" {
 		rows = append(rows, []string{"REPLACED BY", f.ReplacedBy})
 	}
-	for name, value := range f.Headers {
-		rows = append(rows, []string{"HEADER", printable(name) + ": " + printable(value)})
+	for _, name := range slices.Sorted(maps.Keys(f.Headers)) {
+		rows = append(rows, []string{"HEADER", printable(name) + ": " + printable(f.Headers[name])})
 	}
 	for _, a := range f.Actions {
 		rows = append(rows, []string{"ACTION", a.At.Format(time.RFC3339) + " " + a.Action + " by " + a.Operator + ": " + cmp.Or(a.Reason, "no reason given")})
@@ -233,7 +236,12 @@ func (c *failuresShowCmd) Run(out output) error {
 	if f.PayloadTruncated {
 		more = ", the first part; the rest is at /v1/failures/" + f.ID + "/payload"
 	}
-	_, err := fmt.Fprintf(out.out, "\nPAYLOAD (%d bytes, %s%s)\n%s\n", f.PayloadSize, f.PayloadEncoding, more, printable(f.Payload))
+	payload := f.Payload
+	var indented bytes.Buffer
+	if json.Indent(&indented, []byte(payload), "", "  ") == nil {
+		payload = indented.String()
+	}
+	_, err := fmt.Fprintf(out.out, "\nPAYLOAD (%d bytes, %s%s)\n%s\n", f.PayloadSize, f.PayloadEncoding, more, printable(payload))
 	return err
 }
 

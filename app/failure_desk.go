@@ -131,8 +131,8 @@ type FailureStore interface {
 	// FailurePayload returns the message's bytes, at most limit of them.
 	FailurePayload(ctx context.Context, number, limit int64) ([]byte, error)
 
-	// RetryFailures sends those of the failures that are open to their consumers again, in this order, and returns
-	// which these are. Each of them is no larger than MaxRetryPayload.
+	// RetryFailures sends those of the failures that are open to their consumers again, oldest first, and returns
+	// which these are. The numbers ascend, and no message is larger than MaxRetryPayload.
 	RetryFailures(ctx context.Context, numbers []int64, retry FailureRetry) ([]int64, error)
 	// ReplaceFailure closes an open failure and sends the correction to its consumer. It reports false if the failure
 	// was not open, and then did nothing.
@@ -419,6 +419,9 @@ func (d *FailureDesk) RetryMany(ctx context.Context, cmd RetryFailures) (Retried
 			case len(result.IDs)+len(numbers) < cmd.Limit && f.PayloadSize <= budget:
 				numbers, budget = append(numbers, f.ID.Number), budget-f.PayloadSize
 			}
+		}
+		if len(numbers) == 0 {
+			continue
 		}
 		retried, err := d.stores[service].RetryFailures(ctx, numbers, FailureRetry{
 			FailureAction: cmd.FailureAction, Batch: cmd.Batch, Spacing: spacing, Delay: spacing * time.Duration(len(result.IDs)),
