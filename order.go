@@ -30,6 +30,8 @@ type orderCmd struct {
 type client struct {
 	formatFlag
 	URL string `name:"url" env:"TAKEOUT_URL" default:"http://127.0.0.1:8080" help:"Where takeout serves HTTP."`
+
+	operator string // who acts, empty if nobody needs to know
 }
 
 type orderPlaceCmd struct {
@@ -178,6 +180,9 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 	}
 	if key != "" {
 		request.Header.Set("Idempotency-Key", key)
+	}
+	if c.operator != "" {
+		request.Header.Set("X-Operator", c.operator)
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {

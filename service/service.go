@@ -53,6 +53,7 @@ type Service struct {
 
 // database is what the stores of all services have in common.
 type database interface {
+	app.FailureStore
 	DB() *sqldb.DB
 	Migrate(ctx context.Context) ([]string, error)
 	CheckSchema(ctx context.Context) error
@@ -297,6 +298,9 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Dispatch) {
 		api.Dispatches = s.useCases.Dispatches
 	}
+	if len(s.databases) > 0 {
+		api.Failures = s.failureDesk()
+	}
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
@@ -310,6 +314,15 @@ func (s *Service) serveHTTP() error {
 		return nil
 	})
 	return nil
+}
+
+// failureDesk is where people repair what the consumers of the databases here gave up, whether these run here or not.
+func (s *Service) failureDesk() *app.FailureDesk {
+	stores := map[string]app.FailureStore{}
+	for _, db := range s.databases {
+		stores[db.DB().Name()] = db
+	}
+	return app.NewFailureDesk(stores, messaging.Validator(messaging.Topology(s.useCases, s.cfg.withPayment())), nil)
 }
 
 // addConsumers makes a consumer for each route whose role runs here.

@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"takeout/app"
+	"takeout/domain"
 	"takeout/domain/event"
 )
 
@@ -85,12 +86,28 @@ type Route struct {
 	Queue string
 
 	handle func(message *message.Message, queue string) error
+	check  func(messageID string, body []byte) error
 }
 
 // on makes the route of events of type E. The use case's parameter decides which events come.
 func on[E event.Event](role Role, queue string, useCase func(context.Context, E) error) Route {
 	var e E
-	return Route{Role: role, Event: e.Key(), Queue: queue, handle: handler(useCase)}
+	return Route{Role: role, Event: e.Key(), Queue: queue, handle: handler(useCase), check: func(messageID string, body []byte) error {
+		_, _, err := event.Decode[E](messageID, body)
+		return err
+	}}
+}
+
+// Validator returns what says whether a queue's consumer could read a message. Its error is Invalid.
+func Validator(routes []Route) func(queue, messageID string, body []byte) error {
+	return func(queue, messageID string, body []byte) error {
+		for _, r := range routes {
+			if r.Queue == queue {
+				return r.check(messageID, body)
+			}
+		}
+		return domain.Errorf(domain.Invalid, "queue_unknown", "there is no consumer %s any more", queue)
+	}
 }
 
 // WriteTopology prints the routes as a table, one line for each queue.
