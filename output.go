@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"golang.org/x/term"
 )
@@ -32,11 +34,19 @@ func (o output) write(format formatFlag, value any, rows [][]string) error {
 			if i > 0 {
 				fmt.Fprint(columns, "\t")
 			}
-			fmt.Fprint(columns, cell)
+			fmt.Fprint(columns, strings.Map(printable, cell))
 		}
 		fmt.Fprintln(columns)
 	}
 	return columns.Flush()
+}
+
+// printable keeps text that came from elsewhere, such as a foreign message's id, from steering the terminal.
+func printable(r rune) rune {
+	if unicode.IsControl(r) {
+		return ' '
+	}
+	return r
 }
 
 func (o output) table(format formatFlag) bool {

@@ -40,6 +40,7 @@ const (
 type Config struct {
 	Orders     *app.Orders
 	Dispatches *app.Dispatches
+	Timeline   *app.Timeline
 	Health     func(ctx context.Context) Health
 	Metrics    http.Handler
 	Version    string
@@ -86,6 +87,9 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 	if cfg.Dispatches != nil {
 		s.registerDispatches(api)
 		s.registerCouriers(api)
+	}
+	if cfg.Timeline != nil {
+		s.registerTimeline(api)
 	}
 	s.registerHealth(api)
 	mux.Handle("GET /metrics", cfg.Metrics)
