@@ -21,8 +21,9 @@ type row interface{ Scan(columns ...any) error }
 // messageChapters are of the tables that every service has.
 var messageChapters = []chapter{
 	{"SELECT handled_at, consumer, event_id FROM inbox WHERE order_id = ?", readHandled},
-	{"SELECT created_at, event_key, event_id FROM outbox WHERE order_id = ? ORDER BY id", readPending},
-	{"SELECT created_at, confirmed_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ? ORDER BY id", readConfirmed},
+	{"SELECT created_at, event_key, event_id FROM outbox WHERE order_id = ? ORDER BY id", readEvent("in_outbox", "not yet confirmed by the broker")},
+	{"SELECT DISTINCT created_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ? ORDER BY created_at", readEvent("in_outbox", "")},
+	{"SELECT confirmed_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ? ORDER BY id", readEvent("confirmed", "")},
 	{"SELECT at, step, detail FROM history WHERE order_id = ? ORDER BY id", readHistory},
 	{"SELECT created_at, queue, uuid, tier, COALESCE(failure_id, 0), available_at, error_text FROM retry WHERE order_id = ? ORDER BY id", readRetry},
 	{"SELECT id, first_failed_at, last_failed_at, closed_at, consumer, message_id, state, error_class, error_text, attempts, occurrences " +
@@ -89,17 +90,12 @@ func readHandled(r row) ([]app.Step, error) {
 	return []app.Step{s}, err
 }
 
-func readPending(r row) ([]app.Step, error) {
-	s := app.Step{Name: "in_outbox", Detail: "not yet confirmed by the broker"}
-	err := r.Scan(&s.At, &s.Event, &s.EventID)
-	return []app.Step{s}, err
-}
-
-func readConfirmed(r row) ([]app.Step, error) {
-	stored, confirmed := app.Step{Name: "in_outbox"}, app.Step{Name: "confirmed"}
-	err := r.Scan(&stored.At, &confirmed.At, &stored.Event, &stored.EventID)
-	confirmed.Event, confirmed.EventID = stored.Event, stored.EventID
-	return []app.Step{stored, confirmed}, err
+func readEvent(name, detail string) func(row) ([]app.Step, error) {
+	return func(r row) ([]app.Step, error) {
+		s := app.Step{Name: name, Detail: detail}
+		err := r.Scan(&s.At, &s.Event, &s.EventID)
+		return []app.Step{s}, err
+	}
 }
 
 func readHistory(r row) ([]app.Step, error) {
