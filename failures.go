@@ -210,9 +210,9 @@ func (c *failuresShowCmd) Run(out output) error {
 		return err
 	}
 	rows := [][]string{
-		{"ID", f.ID}, {"STATE", f.State}, {"HANDLER", f.Handler}, {"ORDER", cmp.Or(f.OrderID, "-")}, {"ERROR", f.Class + ", " + f.Code + ": " + printable(f.Error)},
+		{"ID", f.ID}, {"STATE", f.State}, {"HANDLER", f.Handler}, {"ORDER", cmp.Or(f.OrderID, "-")}, {"ERROR", f.Class + ", " + f.Code + ": " + f.Error},
 		{"TRIES", fmt.Sprintf("%d (given up %d ×)", f.Attempts, f.Occurrences)},
-		{"FAILED", f.FirstFailedAt.Format(time.RFC3339) + ", last " + f.LastFailedAt.Format(time.RFC3339)}, {"MESSAGE", printable(f.MessageID)},
+		{"FAILED", f.FirstFailedAt.Format(time.RFC3339) + ", last " + f.LastFailedAt.Format(time.RFC3339)}, {"MESSAGE", f.MessageID},
 	}
 	if f.ClosedAt != nil {
 		rows = append(rows, []string{"CLOSED", f.ClosedAt.Format(time.RFC3339)})
@@ -221,7 +221,7 @@ func (c *failuresShowCmd) Run(out output) error {
 		rows = append(rows, []string{"REPLACED BY", f.ReplacedBy})
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Headers)) {
-		rows = append(rows, []string{"HEADER", printable(name) + ": " + printable(f.Headers[name])})
+		rows = append(rows, []string{"HEADER", name + ": " + f.Headers[name]})
 	}
 	for _, a := range f.Actions {
 		rows = append(rows, []string{"ACTION", a.At.Format(time.RFC3339) + " " + a.Action + " by " + a.Operator + ": " + cmp.Or(a.Reason, "no reason given")})
@@ -243,16 +243,6 @@ func (c *failuresShowCmd) Run(out output) error {
 	}
 	_, err := fmt.Fprintf(out.out, "\nPAYLOAD (%d bytes, %s%s)\n%s\n", f.PayloadSize, f.PayloadEncoding, more, printable(payload))
 	return err
-}
-
-// printable is text that does nothing to the terminal but break lines.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && !strconv.IsPrint(r) {
-			return '�'
-		}
-		return r
-	}, text)
 }
 
 // actor are the flags of commands that change something.

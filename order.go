@@ -25,6 +25,8 @@ type orderCmd struct {
 	Get   orderGetCmd   `cmd:"" help:"Show an order."`
 	List  orderListCmd  `cmd:"" help:"List orders, newest first."`
 	Watch orderWatchCmd `cmd:"" help:"Show an order each time it changes, until it is dispatched or at its end."`
+
+	Timeline orderTimelineCmd `cmd:"" help:"Show every stored step of an order's way, the oldest first."`
 }
 
 type client struct {

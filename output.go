@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 
 	"golang.org/x/term"
@@ -32,11 +34,25 @@ func (o output) write(format formatFlag, value any, rows [][]string) error {
 			if i > 0 {
 				fmt.Fprint(columns, "\t")
 			}
-			fmt.Fprint(columns, cell)
+			fmt.Fprint(columns, oneLine.Replace(printable(cell)))
 		}
 		fmt.Fprintln(columns)
 	}
 	return columns.Flush()
+}
+
+// oneLine keeps a cell of a table in its row.
+var oneLine = strings.NewReplacer("\n", " ", "\t", " ")
+
+// printable is text that came from elsewhere, such as a foreign message's id, so that it does nothing to the terminal but
+// break lines.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && !strconv.IsPrint(r) {
+			return '\ufffd'
+		}
+		return r
+	}, text)
 }
 
 func (o output) table(format formatFlag) bool {

@@ -44,7 +44,7 @@ type Config struct {
 	FailAfterPublish  float64         `name:"fail-after-publish" env:"TAKEOUT_FAIL_AFTER_PUBLISH" default:"0" help:"The part of orders that before-commit rolls back after announcing them (0 to 1)."`
 
 	DedupHorizon     time.Duration `name:"dedup-horizon" env:"TAKEOUT_DEDUP_HORIZON" default:"720h" help:"How old an event may be to be handled, and how long it is remembered that it was."`
-	FailureRetention time.Duration `name:"failure-retention" env:"TAKEOUT_FAILURE_RETENTION" default:"336h" help:"How long failures are kept after they were closed. Open ones are kept for ever."`
+	FailureRetention time.Duration `name:"failure-retention" env:"TAKEOUT_FAILURE_RETENTION" default:"336h" help:"How long failures are kept after they were closed, and at least how long open ones can be retried. Open ones are kept for ever."`
 	HistoryRetention time.Duration `name:"history-retention" env:"TAKEOUT_HISTORY_RETENTION" default:"720h" help:"How long it is kept when events were confirmed and what was repaired."`
 
 	ReconcileEvery  time.Duration `name:"reconcile-every" env:"TAKEOUT_RECONCILE_EVERY" default:"1m" help:"How often the databases are compared; 0 for never."`
@@ -201,9 +201,11 @@ func (c *Config) validatePolicies() error {
 	if c.HistoryRetention < time.Hour {
 		return setting("history-retention", "must be 1h or more")
 	}
-	if c.DedupHorizon < retries+c.FailureRetention {
-		return setting("dedup-horizon", "must be %s or more, which is how late a message may come again: all --retry-delays and the "+
-			"--failure-retention together; a message whose first handling is forgotten would take effect twice", retries+c.FailureRetention)
+	// An event that is older than the horizon is refused, for it is forgotten whether it was handled. A message must not
+	// grow that old while it is retried by itself, nor before a person had the time to retry it.
+	if longest := retries + c.FailureRetention; c.DedupHorizon < longest {
+		return setting("dedup-horizon", "must be %s or more, which is how late a message may be retried: all --retry-delays and the "+
+			"--failure-retention together; an older one is refused, because nobody remembers whether it was handled", longest)
 	}
 	return nil
 }

@@ -46,9 +46,10 @@ type Service struct {
 	listener net.Listener
 	registry *prometheus.Registry
 
-	stopping atomic.Bool
-	failed   chan error
-	running  sync.WaitGroup
+	stopping   atomic.Bool
+	background []context.CancelFunc // ends what runs beside the messages, until Stop
+	failed     chan error
+	running    sync.WaitGroup
 }
 
 // database is what the stores of all services have in common.
@@ -61,6 +62,8 @@ type database interface {
 	Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader
 	Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error)
 	Unhandled(ctx context.Context, limit int) (waiting, open int, err error)
+	Prune(ctx context.Context, keep sqlstore.Retention) (pruned map[string]int, err error)
+	app.StepSource
 	Close() error
 }
 
@@ -90,7 +93,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay} {
+	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.prune} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -301,6 +304,9 @@ func (s *Service) serveHTTP() error {
 	if len(s.databases) > 0 {
 		api.Failures = s.failureDesk()
 	}
+	if s.cfg.has(messaging.Order) || s.cfg.has(messaging.Reconcile) {
+		api.Timeline = s.timeline()
+	}
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
@@ -323,6 +329,16 @@ func (s *Service) failureDesk() *app.FailureDesk {
 		stores[db.DB().Name()] = db
 	}
 	return app.NewFailureDesk(stores, messaging.Validator(messaging.Topology(s.useCases, s.cfg.withPayment())), nil)
+}
+
+// timeline tells the way of an order from the databases that this process opened.
+func (s *Service) timeline() *app.Timeline {
+	opened := map[string]app.StepSource{}
+	for _, db := range s.databases {
+		opened[db.DB().Name()] = db
+	}
+	elsewhere := slices.DeleteFunc(s.cfg.services(), func(service string) bool { return opened[service] != nil })
+	return app.NewTimeline(opened, elsewhere)
 }
 
 // addConsumers makes a consumer for each route whose role runs here.
@@ -423,6 +439,9 @@ func (s *Service) stop() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		errs = append(errs, s.http.Shutdown(ctx))
 		cancel()
+	}
+	for _, end := range s.background {
+		end()
 	}
 	for _, relay := range s.relays {
 		errs = append(errs, relay.Close())

@@ -19,6 +19,27 @@ func (d Dialect) UpdateByID(table, set string, n int) string {
 	return "UPDATE " + ids(n) + " STRAIGHT_JOIN " + table + " t ON t.id = ids.id SET " + set
 }
 
+// CopyByID returns the statement that inserts into the columns of target the values, which are expressions over table's
+// columns, of the n rows of table whose ids are its last arguments. Arguments of the values come first.
+func (d Dialect) CopyByID(table, target, columns, values string, n int) string {
+	into := "INSERT INTO " + target + " (" + columns + ") SELECT " + values + " FROM "
+	if d.Engine == "sqlite" {
+		return into + table + " WHERE id IN (?" + strings.Repeat(",?", n-1) + ")"
+	}
+	return into + ids(n) + " STRAIGHT_JOIN " + table + " t ON t.id = ids.id"
+}
+
+// DeleteOldest returns the statement that deletes from table up to as many rows as its last argument says, those with
+// the lowest value of the column by first, of the rows for which where holds, whose arguments come before. key are the
+// columns of the table's primary key.
+func (d Dialect) DeleteOldest(table, key, where, by string) string {
+	oldest := " WHERE " + where + " ORDER BY " + by + " LIMIT ?"
+	if d.Engine == "sqlite" {
+		return "DELETE FROM " + table + " WHERE (" + key + ") IN (SELECT " + key + " FROM " + table + oldest + ")"
+	}
+	return "DELETE FROM " + table + oldest
+}
+
 // ids is a table of n ids to join with. MySQL reads a whole table for "id IN (…)" while its statistics say that
 // the table is tiny, as they do of a queue, and then waits for rows that another process has locked.
 func ids(n int) string {

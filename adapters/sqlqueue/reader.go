@@ -45,6 +45,11 @@ type Config struct {
 	Backoff       func(attempts int) int64 // how long a nacked row rests, in microseconds; a quickly growing time if nil
 	DeliveryLimit int                      // attempts after which a message is undeliverable, no limit if zero
 
+	// Archive keeps what must outlive the acked rows of these ids. It is called in the transaction that deletes them,
+	// before it does. Rows that are gone, because another reader had them too, are none of its business. nil if nothing
+	// must be kept.
+	Archive func(ctx context.Context, tx *sql.Tx, ids []any) error
+
 	OnSettled func(acked, nacked int) // called after rows were deleted or given back; nil if nobody asks
 }
 
@@ -340,7 +345,7 @@ func (s *subscription) settleBatch(outcomes []outcome, stop <-chan struct{}) {
 		}
 	}
 	if len(acked) > 0 {
-		s.exec(s.db.DeleteByID(s.cfg.Table, len(acked)), acked, stop)
+		s.delete(acked, stop)
 	}
 	for attempts, ids := range nacked {
 		rest := int64(0)
@@ -352,12 +357,38 @@ func (s *subscription) settleBatch(outcomes []outcome, stop <-chan struct{}) {
 	s.cfg.OnSettled(len(acked), len(outcomes)-len(acked))
 }
 
-// exec runs the statement until it succeeds. When the reader stops it tries only a little longer: a row that was not
+// delete deletes acked rows, once what must outlive them is kept.
+func (s *subscription) delete(ids []any, stop <-chan struct{}) {
+	statement := s.db.DeleteByID(s.cfg.Table, len(ids))
+	if s.cfg.Archive == nil {
+		s.exec(statement, ids, stop)
+		return
+	}
+	s.persist(len(ids), stop, func(ctx context.Context) error {
+		return s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			if err := s.cfg.Archive(ctx, tx, ids); err != nil {
+				return err
+			}
+			_, err := tx.ExecContext(ctx, statement, ids...)
+			return err
+		})
+	})
+}
+
+// exec persists by one statement about the rows whose ids are its arguments.
+func (s *subscription) exec(query string, ids []any, stop <-chan struct{}) {
+	s.persist(len(ids), stop, func(ctx context.Context) error {
+		_, err := s.db.Writer().ExecContext(ctx, query, ids...)
+		return err
+	})
+}
+
+// persist does the work until it succeeds. When the reader stops it tries only a little longer: a row that was not
 // deleted is delivered again, which is a duplicate, and one that was not given back comes when its lease is over.
-func (s *subscription) exec(query string, args []any, stop <-chan struct{}) {
+func (s *subscription) persist(rows int, stop <-chan struct{}, work func(ctx context.Context) error) {
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		_, err := s.db.Writer().ExecContext(ctx, query, args...)
+		err := work(ctx)
 		cancel()
 		if err == nil {
 			return
@@ -365,7 +396,7 @@ func (s *subscription) exec(query string, args []any, stop <-chan struct{}) {
 		select {
 		case <-stop:
 			if pause > 500*time.Millisecond {
-				s.logger.Warn("rows could not be settled; they will be delivered again", "rows", len(args), "error", s.db.Error(err))
+				s.logger.Warn("rows could not be settled; they will be delivered again", "rows", rows, "error", s.db.Error(err))
 				return
 			}
 		default:

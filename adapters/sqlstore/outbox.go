@@ -122,11 +122,19 @@ func (outboxSchema) SchemaInitializingQueries(wsql.SchemaInitializingQueriesPara
 func (outboxSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.LevelReadCommitted }
 
 // Outbox returns a reader of the events in the outbox, for a forwarder. ready waits until they can be sent: rows are
-// not taken while it waits.
+// not taken while it waits. What the broker has confirmed goes over into outbox_confirmed.
 func (m *Messages) Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader {
 	return sqlqueue.NewReader(m.db, sqlqueue.Config{
-		Table: "outbox", Bell: &m.bell, Ready: ready, OnSettled: onSettled, Drain: relayDrain,
+		Table: "outbox", Bell: &m.bell, Ready: ready, Archive: m.confirmed, OnSettled: onSettled, Drain: relayDrain,
 	}, logger)
+}
+
+// confirmed notes that the broker has the events of these rows. An event that two relays sent, because one outlived its
+// lease, may be noted twice, as it was confirmed twice.
+func (m *Messages) confirmed(ctx context.Context, tx *sql.Tx, ids []any) error {
+	_, err := tx.ExecContext(ctx, m.db.CopyByID("outbox", "outbox_confirmed", "event_id, event_key, order_id, created_at, confirmed_at",
+		"event_id, event_key, order_id, created_at, ?", len(ids)), append([]any{now()}, ids...)...)
+	return err
 }
 
 // relayDrain is how long a closing relay waits for confirms. What is not confirmed by then is sent again.

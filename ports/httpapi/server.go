@@ -41,6 +41,7 @@ type Config struct {
 	Orders     *app.Orders
 	Dispatches *app.Dispatches
 	Failures   *app.FailureDesk
+	Timeline   *app.Timeline
 	Health     func(ctx context.Context) Health
 	Metrics    http.Handler
 	Version    string
@@ -90,6 +91,9 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 	}
 	if cfg.Failures != nil {
 		s.registerFailures(api)
+	}
+	if cfg.Timeline != nil {
+		s.registerTimeline(api)
 	}
 	s.registerHealth(api)
 	mux.Handle("GET /metrics", cfg.Metrics)

@@ -22,14 +22,16 @@ CREATE TABLE finding (
     resolved_at DATETIME(6) NULL,
     UNIQUE KEY finding_order (orderId, class),
     KEY finding_state (state, id),
-    KEY finding_minute (minute)
+    KEY finding_minute (minute),
+    KEY finding_resolved_at (resolved_at)
 ) ENGINE=InnoDB;
 
 -- The last reports of reconciliation. Kept for a bounded time.
 CREATE TABLE reconcile_report (
     id         BIGINT      NOT NULL AUTO_INCREMENT PRIMARY KEY,
     started_at DATETIME(6) NOT NULL,
-    report     MEDIUMBLOB  NOT NULL -- JSON
+    report     MEDIUMBLOB  NOT NULL, -- JSON
+    KEY reconcile_report_started_at (started_at)
 ) ENGINE=InnoDB;
 
 -- Which process reconciles in the background.

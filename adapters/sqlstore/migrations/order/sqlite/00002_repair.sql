@@ -23,6 +23,7 @@ CREATE TABLE finding (
 );
 CREATE INDEX finding_state ON finding (state, id);
 CREATE INDEX finding_minute ON finding (minute);
+CREATE INDEX finding_resolved_at ON finding (resolved_at);
 
 -- The last reports of reconciliation. Kept for a bounded time.
 CREATE TABLE reconcile_report (
@@ -30,6 +31,7 @@ CREATE TABLE reconcile_report (
     started_at DATETIME NOT NULL,
     report BLOB NOT NULL -- JSON
 );
+CREATE INDEX reconcile_report_started_at ON reconcile_report (started_at);
 
 -- Which process reconciles in the background.
 CREATE TABLE reconcile_lease (

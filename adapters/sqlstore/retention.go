@@ -1,0 +1,161 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+)
+
+// Retention says how long a database keeps what is only there to look back at.
+type Retention struct {
+	Dedup    time.Duration // which messages were handled, and what requests with an idempotency key were answered
+	Failures time.Duration // failures, after they were closed
+	History  time.Duration // which events were confirmed, what was repaired, what reconciliation found
+}
+
+const (
+	// pruneBatch is the most rows that one statement deletes, so that nobody waits long for it.
+	pruneBatch = 1000
+	// inboxMargin is how much longer than the dedup horizon a message is remembered: whether it is too old is judged by the
+	// time that it bears, of another machine's clock, and it must not be forgotten before.
+	inboxMargin = 24 * time.Hour
+	// shortestPause is the least time between two statements. A slow database is left alone for as long as it took.
+	shortestPause = 20 * time.Millisecond
+)
+
+// aged is a table whose rows may go when they are old.
+type aged struct {
+	table, key string // and the columns of its primary key
+	where      string // of the rows that may go; takes the time before which they may
+	by         string // the indexed column that is compared with the time
+	before     time.Time
+}
+
+func (m *Messages) aged(keep Retention) []aged {
+	answered, history := now().Add(-keep.Dedup), now().Add(-keep.History)
+	all := []aged{
+		{"inbox", "consumer, event_id", "handled_at < ?", "handled_at", answered.Add(-inboxMargin)},
+		{"outbox_confirmed", "id", "confirmed_at < ?", "confirmed_at", history},
+		{"history", "id", "at < ?", "at", history},
+	}
+	if m.db.Name() == "order" {
+		all = append(all,
+			aged{"idempotency_answer", "request_key", "created_at < ?", "created_at", answered},
+			aged{"finding", "id", "resolved_at < ? AND state = 'resolved'", "resolved_at", history},
+			aged{"reconcile_report", "id", "started_at < ?", "started_at", history})
+	}
+	return all
+}
+
+// Prune deletes what is older than keep says, and returns how many rows of which table it deleted, also with an error. It
+// never deletes orders, dispatches, payments, points, or a failure that is open. It is safe while everybody works, and
+// in several processes at once: it deletes in small statements with pauses between them. What it could not delete is
+// for the next time.
+func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
+	pruned = map[string]int{}
+	var errs []error
+	for _, a := range m.aged(keep) {
+		n, err := m.pruneTable(ctx, a)
+		pruned[a.table] = n
+		errs = append(errs, err)
+	}
+	n, err := m.pruneFailures(ctx, now().Add(-keep.Failures))
+	pruned["failure"] = n
+	return pruned, errors.Join(append(errs, err)...)
+}
+
+func (m *Messages) pruneTable(ctx context.Context, a aged) (total int, err error) {
+	statement := m.db.DeleteOldest(a.table, a.key, a.where, a.by)
+	err = inBatches(ctx, func() (int, error) {
+		var n int64
+		err := m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			result, err := tx.ExecContext(ctx, statement, a.before, pruneBatch)
+			if err != nil {
+				return err
+			}
+			n, err = result.RowsAffected()
+			return err
+		})
+		total += int(n)
+		return int(n), err
+	})
+	return total, err
+}
+
+// pruneFailures deletes failures one by one, with all that belongs to them: there are few, and their payloads may be large.
+func (m *Messages) pruneFailures(ctx context.Context, before time.Time) (total int, err error) {
+	err = inBatches(ctx, func() (int, error) {
+		ids, err := m.closedFailures(ctx, before)
+		if err != nil {
+			return 0, err
+		}
+		for _, id := range ids {
+			deleted, err := m.pruneFailure(ctx, id, before)
+			if err != nil {
+				return 0, err
+			}
+			if deleted {
+				total++
+			}
+		}
+		return len(ids), nil
+	})
+	return total, err
+}
+
+// isClosed is of failures that may be deleted once closed_at is long ago.
+const isClosed = "closed_at < ? AND state NOT IN ('open', 'retrying')"
+
+func (m *Messages) closedFailures(ctx context.Context, before time.Time) ([]int64, error) {
+	rows, err := m.db.Reader().QueryContext(ctx, "SELECT id FROM failure WHERE "+isClosed+" ORDER BY closed_at LIMIT ?", before, pruneBatch)
+	if err != nil {
+		return nil, m.db.Error(err)
+	}
+	defer rows.Close()
+	var ids []int64
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, m.db.Error(rows.Err())
+}
+
+// pruneFailure deletes a failure, unless somebody opened or deleted it meanwhile.
+func (m *Messages) pruneFailure(ctx context.Context, id int64, before time.Time) (deleted bool, err error) {
+	err = m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, "DELETE FROM failure WHERE id = ? AND "+isClosed, id, before)
+		if err != nil {
+			return err
+		}
+		n, err := result.RowsAffected()
+		if deleted = n == 1; err != nil || !deleted {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM failure_payload WHERE failure_id = ?", id); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "DELETE FROM failure_action WHERE failure_id = ?", id)
+		return err
+	})
+	return deleted, err
+}
+
+// inBatches deletes until less than a batch was left, and leaves the database alone in between.
+func inBatches(ctx context.Context, deleteBatch func() (int, error)) error {
+	for {
+		began := time.Now()
+		n, err := deleteBatch()
+		if err != nil || n < pruneBatch {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(max(time.Since(began), shortestPause)):
+		}
+	}
+}
