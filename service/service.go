@@ -107,7 +107,7 @@ func (s *Service) openDatabase(service string) error {
 	url := s.cfg.databaseURL(service)
 	switch service {
 	case "order":
-		store, err := sqlstore.OpenOrders(url, s.logger)
+		store, err := sqlstore.OpenOrders(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func (s *Service) openDatabase(service string) error {
 		s.useCases.Orders = app.NewOrders(store)
 		s.useCases.Compensation = app.NewCompensation(store, s.cfg.CompensationLimit)
 	case "dispatch":
-		store, err := sqlstore.OpenDispatches(url, s.logger)
+		store, err := sqlstore.OpenDispatches(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
@@ -124,14 +124,14 @@ func (s *Service) openDatabase(service string) error {
 			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
 		})
 	case "payment":
-		store, err := sqlstore.OpenPayments(url, s.logger)
+		store, err := sqlstore.OpenPayments(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
 		s.opened(service, store, store)
 		s.useCases.Payments = app.NewPayments(store, nil)
 	case "points":
-		store, err := sqlstore.OpenPoints(url, s.logger)
+		store, err := sqlstore.OpenPoints(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
@@ -307,7 +307,7 @@ func (s *Service) serveHTTP() error {
 
 // addConsumers makes a consumer for each route whose role runs here.
 func (s *Service) addConsumers() error {
-	consumers, err := messaging.NewConsumers(s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
+	consumers, err := messaging.NewConsumers(s.cfg.acceptance(), s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
 	if err != nil {
 		return err
 	}

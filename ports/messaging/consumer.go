@@ -32,6 +32,7 @@ const (
 // Consumers runs the routes of this process.
 type Consumers struct {
 	router   *message.Router
+	accept   Acceptance
 	stopping chan struct{}
 	once     sync.Once
 	metrics  *Metrics
@@ -39,13 +40,14 @@ type Consumers struct {
 	all      []*consumer
 }
 
-// NewConsumers returns an empty set of consumers. closeTimeout is how long Close waits for messages in flight.
-func NewConsumers(closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
+// NewConsumers returns an empty set of consumers of the events that are accepted. closeTimeout is how long Close waits for
+// messages in flight.
+func NewConsumers(accept Acceptance, closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(logger))
 	if err != nil {
 		return nil, err
 	}
-	return &Consumers{router: router, stopping: make(chan struct{}), metrics: metrics, logger: logger}, nil
+	return &Consumers{router: router, accept: accept, stopping: make(chan struct{}), metrics: metrics, logger: logger}, nil
 }
 
 // Add makes the route's queue feed its use case. What the use case cannot handle is kept in failures, which is in
@@ -58,7 +60,7 @@ func (c *Consumers) Add(route Route, subscriber message.Subscriber, failures app
 	consumer.pause.logger = consumer.logger
 	c.all = append(c.all, consumer)
 	handler := c.router.AddConsumerHandler(route.Queue, route.Queue, subscriber, func(msg *message.Message) error {
-		return route.handle(msg, route.Queue)
+		return route.handle(msg, route.Queue, c.accept)
 	})
 	handler.AddMiddleware(
 		consumer.keep,        // gave up: store the message for a person
@@ -108,12 +110,18 @@ type consumer struct {
 	logger   *slog.Logger
 }
 
-// handler decodes a message and calls the use case with what it says. That a message takes effect once is the
+// handler decodes a message and, if it is accepted, calls the use case with what it says. That a message takes effect once is the
 // use case's transaction's doing: the context tells it which delivery it is.
-func handler[E event.Event](useCase func(context.Context, E) error) func(*message.Message, string) error {
-	return func(msg *message.Message, queue string) error {
+func handler[E event.Event](useCase func(context.Context, E) error) func(*message.Message, string, Acceptance) error {
+	return func(msg *message.Message, queue string, accept Acceptance) error {
+		if err := accept.signed(msg); err != nil {
+			return err
+		}
 		envelope, e, err := event.Decode[E](msg.UUID, msg.Payload)
 		if err != nil {
+			return err
+		}
+		if err := accept.timely(envelope.Time); err != nil {
 			return err
 		}
 		msg.SetContext(app.WithDelivery(msg.Context(), app.Delivery{

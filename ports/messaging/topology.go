@@ -84,7 +84,7 @@ type Route struct {
 	Event string // the routing key
 	Queue string
 
-	handle func(message *message.Message, queue string) error
+	handle func(message *message.Message, queue string, accept Acceptance) error
 }
 
 // on makes the route of events of type E. The use case's parameter decides which events come.
