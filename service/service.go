@@ -46,9 +46,10 @@ type Service struct {
 	listener net.Listener
 	registry *prometheus.Registry
 
-	stopping atomic.Bool
-	failed   chan error
-	running  sync.WaitGroup
+	stopping   atomic.Bool
+	background []context.CancelFunc // ends what runs beside the messages, until Stop
+	failed     chan error
+	running    sync.WaitGroup
 }
 
 // database is what the stores of all services have in common.
@@ -82,7 +83,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay} {
+	for _, start := range []func() error{s.announceEarly, s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -290,6 +291,9 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Dispatch) {
 		api.Dispatches = s.useCases.Dispatches
 	}
+	if s.cfg.has(messaging.Compensation) {
+		api.Compensation = s.useCases.Compensation
+	}
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
@@ -401,6 +405,9 @@ func (s *Service) stop() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		errs = append(errs, s.http.Shutdown(ctx))
 		cancel()
+	}
+	for _, end := range s.background {
+		end()
 	}
 	for _, relay := range s.relays {
 		errs = append(errs, relay.Close())

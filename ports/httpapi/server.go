@@ -38,11 +38,12 @@ const (
 
 // Config says what a process serves. A nil use case is one of a role that runs elsewhere.
 type Config struct {
-	Orders     *app.Orders
-	Dispatches *app.Dispatches
-	Health     func(ctx context.Context) Health
-	Metrics    http.Handler
-	Version    string
+	Orders       *app.Orders
+	Dispatches   *app.Dispatches
+	Compensation *app.Compensation
+	Health       func(ctx context.Context) Health
+	Metrics      http.Handler
+	Version      string
 }
 
 // Health is what /readyz says.
@@ -86,6 +87,9 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 	if cfg.Dispatches != nil {
 		s.registerDispatches(api)
 		s.registerCouriers(api)
+	}
+	if cfg.Compensation != nil {
+		s.registerCompensation(api)
 	}
 	s.registerHealth(api)
 	mux.Handle("GET /metrics", cfg.Metrics)
@@ -232,6 +236,8 @@ func (s *server) notFound(r *http.Request) *Problem {
 		return elsewhere("order")
 	case s.Dispatches == nil && (below("/v1/dispatches") || below("/v1/couriers")):
 		return elsewhere("dispatch")
+	case s.Compensation == nil && below("/v1/compensation"):
+		return elsewhere("compensation")
 	}
 	return newProblem(http.StatusNotFound, "path_not_found", "there is nothing at this path; see /docs")
 }
