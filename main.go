@@ -32,15 +32,16 @@ const (
 
 // cli is the command line. Serve is what happens without a command.
 type cli struct {
-	Serve       serveCmd       `cmd:"" default:"withargs" help:"Run the roles of this process (the default)."`
-	Migrate     migrateCmd     `cmd:"" help:"Bring the databases up to date, and stop."`
-	Order       orderCmd       `cmd:"" help:"Place, show, list and watch orders of a running takeout."`
-	Failures    failuresCmd    `cmd:"" help:"Show and repair the messages that could not be handled."`
-	Topology    topologyCmd    `cmd:"" help:"Print which event goes through which queue to whom."`
-	Doctor      doctorCmd      `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
-	Config      configCmd      `cmd:"" help:"Print the settings in force, passwords masked."`
-	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running takeout whether it is ready; the exit code says it."`
-	Version     versionCmd     `cmd:"" help:"Print what this program was built from."`
+	Serve        serveCmd        `cmd:"" default:"withargs" help:"Run the roles of this process (the default)."`
+	Migrate      migrateCmd      `cmd:"" help:"Bring the databases up to date, and stop."`
+	Order        orderCmd        `cmd:"" help:"Place, show, list and watch orders of a running takeout."`
+	Failures     failuresCmd     `cmd:"" help:"Show and repair the messages that could not be handled."`
+	Compensation compensationCmd `cmd:"" help:"Show whether the compensation of a running takeout is stopped, and let it go on."`
+	Topology     topologyCmd     `cmd:"" help:"Print which event goes through which queue to whom."`
+	Doctor       doctorCmd       `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
+	Config       configCmd       `cmd:"" help:"Print the settings in force, passwords masked."`
+	Healthcheck  healthcheckCmd  `cmd:"" help:"Ask a running takeout whether it is ready; the exit code says it."`
+	Version      versionCmd      `cmd:"" help:"Print what this program was built from."`
 }
 
 func main() {
@@ -98,9 +99,13 @@ func usage(err error) error {
 	return exitError{err, exitUsage}
 }
 
-// refuseSecrets refuses a password on the command line, where everybody on the machine can read it.
+// refuseSecrets refuses a password or key on the command line, where everybody on the machine can read it.
 func refuseSecrets(args []string) error {
 	for _, arg := range args {
+		if arg == "--event-key" || strings.HasPrefix(arg, "--event-key=") {
+			return errors.New("--event-key is a secret, and every user of this machine can read the command line; set TAKEOUT_EVENT_KEY, " +
+				"or TAKEOUT_EVENT_KEY_FILE to the name of a file that holds it")
+		}
 		if service.HasPassword(arg) {
 			flag, _, _ := strings.Cut(arg, "=")
 			if !strings.HasPrefix(flag, "--") {

@@ -2,11 +2,13 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"takeout/domain"
+	"takeout/domain/dispatch"
 	"takeout/domain/event"
 	"takeout/domain/order"
 )
@@ -20,7 +22,8 @@ type Compensation struct {
 
 // NewCompensation returns the compensation over the order service's database. It stops when within a minute more than
 // limit orders were missing and these were more than half of all announced: then it is not orders that are missing but
-// the right database.
+// the right database. Each process counts for itself and from its start, and what is in flight when it stops may still
+// be made again.
 func NewCompensation(store Store[OrderTx], limit int) *Compensation {
 	return &Compensation{store: store, breaker: breaker{limit: limit}}
 }
@@ -28,18 +31,12 @@ func NewCompensation(store Store[OrderTx], limit int) *Compensation {
 // Recreate stores the order that was announced, if it is missing, exactly as it was. It announces nothing: everybody
 // else has had the announcement. Whether the order is missing is decided by its row's lock: the insert waits for a
 // transaction that is just storing the same order, and so no time has to be guessed. It is Invalid if the event breaks
-// a rule, or tells of another order than the one that is stored under this id, and Unavailable while the breaker is
-// open.
+// a rule, or tells of another order than the one that is stored under this id, and Unavailable while the compensation
+// is stopped and the order is missing.
 func (s *Compensation) Recreate(ctx context.Context, e event.OrderPlaced) error {
-	want, err := rebuild(e.Order)
+	want, err := asAnnounced(e)
 	if err != nil {
 		return err
-	}
-	if d := e.Dispatch; d != nil {
-		want.MarkDispatched(d.CourierID, d.AssignedAt)
-		if d.DeliveredAt != nil {
-			want.MarkDelivered(d.CourierID, d.AssignedAt, *d.DeliveredAt)
-		}
 	}
 	return s.recreate(ctx, want)
 }
@@ -55,7 +52,32 @@ func (s *Compensation) RecreateCancelled(ctx context.Context, e event.OrderCance
 	if _, err := want.Cancel(e.Reason, e.CancelledAt); err != nil {
 		return err
 	}
+	want.CatchUp(e.Version)
 	return s.recreate(ctx, want)
+}
+
+// asAnnounced returns the order of the event as far as it had come. One that is announced while it is on its way comes
+// with its courier: without one it would be sent out again.
+func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
+	o, err := rebuild(e.Order)
+	if err != nil {
+		return nil, err
+	}
+	if d := e.Dispatch; d != nil {
+		courier, err := dispatch.ParseCourierID(d.CourierID)
+		if err != nil {
+			return nil, err
+		}
+		o.MarkDispatched(courier.String(), d.AssignedAt)
+		if d.DeliveredAt != nil {
+			o.MarkDelivered(courier.String(), d.AssignedAt, *d.DeliveredAt)
+		}
+	}
+	if o.Snapshot().Status.String() != e.Status {
+		return nil, domain.Errorf(domain.Invalid, "event_contradictory", "the event says that order %s is in another status than follows from its dispatch", e.OrderID)
+	}
+	o.CatchUp(e.Version)
+	return o, nil
 }
 
 // rebuild returns the order of the event as it was placed. The rules of an order hold for one that is announced, too.
@@ -68,38 +90,41 @@ func rebuild(e event.Order) (*order.Order, error) {
 	if err != nil {
 		return nil, err
 	}
+	if e.PlacedAt.IsZero() {
+		return nil, domain.InvalidField("placed_at", "placed_at_missing", "the event does not say when the order was placed")
+	}
 	return order.Place(id, e.Name, money, e.PlacedAt)
 }
 
 func (s *Compensation) recreate(ctx context.Context, want *order.Order) error {
 	stored, err := s.find(ctx, want)
-	if err == nil && (want.Snapshot().Status != order.Cancelled || final(stored)) {
+	switch {
+	case err == nil && !ends(want, stored):
 		s.breaker.seen(false)
 		return nil
-	}
-	if err != nil && domain.KindOf(err) != domain.NotFound {
-		return err
-	}
-	if domain.KindOf(err) == domain.NotFound {
+	case domain.KindOf(err) == domain.NotFound:
 		if err := s.breaker.check(); err != nil {
 			return err
 		}
+	case err != nil:
+		return err
 	}
-	var missing bool
-	err = s.Restore(ctx, want, "announced and not stored", &missing)
-	if err == nil {
+	missing, err := s.Restore(ctx, want, "announced, and not so in this database")
+	if err == nil || errors.Is(err, ErrDuplicate) {
 		s.breaker.seen(missing)
 	}
 	return err
 }
 
-func final(o *order.Order) bool {
-	status := o.Snapshot().Status
-	return status == order.Cancelled || status == order.Delivered
+// ends reports whether the order that is stored would have to be cancelled to be as it is wanted.
+func ends(want, stored *order.Order) bool {
+	status := stored.Snapshot().Status
+	return want.Snapshot().Status == order.Cancelled && status != order.Cancelled && status != order.Delivered
 }
 
-// find returns what is stored, which is enough to know that nothing is missing: rows are never deleted. That nothing
-// is found says nothing: the row may be there and not yet committed.
+// find returns what is stored, which is enough to know that nothing is missing: rows are never deleted. It takes no
+// transaction and leaves no trace in the inbox, because that is how nearly every announcement ends. That nothing is
+// found says nothing: the row may be there and not yet committed.
 func (s *Compensation) find(ctx context.Context, want *order.Order) (*order.Order, error) {
 	var stored *order.Order
 	err := s.store.View(ctx, func(ctx context.Context, tx OrderTx) (err error) {
@@ -120,90 +145,137 @@ func sameOrder(stored, want *order.Order) error {
 	return nil
 }
 
-// Restore stores the order if it is missing, with the reason in its history, and sets missing to whether it was. If it
-// is stored, it is cancelled if want is, unless it is delivered. It is Invalid if another order is stored under the id.
-func (s *Compensation) Restore(ctx context.Context, want *order.Order, why string, missing *bool) error {
+// Restore stores the order if it is missing, with the reason in its history, and reports whether it was. If it is
+// stored, it is cancelled if want is, unless it is delivered. It is Invalid if another order is stored under the id.
+func (s *Compensation) Restore(ctx context.Context, want *order.Order, why string) (missing bool, err error) {
 	w := want.Snapshot()
-	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
-		*missing = false
+	err = s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		missing = false
 		err := tx.Orders.Add(ctx, want)
-		if err == nil {
-			*missing = true
-			return tx.History.Add(ctx, w.ID.String(), "recreated", restoredBecause(ctx, why))
+		if domain.KindOf(err) == domain.Conflict {
+			return agree(ctx, tx, want, why)
 		}
-		if domain.KindOf(err) != domain.Conflict {
+		if err != nil {
 			return err
 		}
-		var cancelled bool
-		err = tx.Orders.Update(ctx, w.ID, func(o *order.Order) (bool, error) {
-			if err := sameOrder(o, want); err != nil {
-				return false, err
-			}
-			if w.Status != order.Cancelled || final(o) {
-				return false, nil
-			}
-			cancelled = true
-			return o.Cancel(w.CancelReason, w.CancelledAt)
-		})
-		if err != nil || !cancelled {
-			return err
-		}
-		return tx.History.Add(ctx, w.ID.String(), "cancelled_again", restoredBecause(ctx, why))
+		missing = true
+		return tx.History.Add(ctx, w.ID.String(), "recreated", because(ctx, why))
 	})
+	return missing, err
 }
 
-func restoredBecause(ctx context.Context, why string) string {
+// agree makes the order that is stored agree with what is wanted as far as it may.
+func agree(ctx context.Context, tx OrderTx, want *order.Order, why string) error {
+	w := want.Snapshot()
+	var cancelled bool
+	err := tx.Orders.Update(ctx, w.ID, func(stored *order.Order) (bool, error) {
+		if err := sameOrder(stored, want); err != nil || !ends(want, stored) {
+			return false, err
+		}
+		cancelled = true
+		changed, err := stored.Cancel(w.CancelReason, w.CancelledAt)
+		stored.CatchUp(w.Version)
+		return changed, err
+	})
+	if err != nil || !cancelled {
+		return err
+	}
+	return tx.History.Add(ctx, w.ID.String(), "cancelled_again", because(ctx, why))
+}
+
+func because(ctx context.Context, why string) string {
 	if d, ok := DeliveryFrom(ctx); ok {
 		return fmt.Sprintf("%s; from event %s", why, d.EventID)
 	}
 	return why
 }
 
-// Stopped says why the compensation stopped, empty if it did not.
-func (s *Compensation) Stopped() string {
-	s.breaker.mu.Lock()
-	defer s.breaker.mu.Unlock()
-	return s.breaker.why
+// CompensationState is what the compensation of this process counted within the last minute, or when it stopped.
+type CompensationState struct {
+	Why       string // it stopped, empty if it did not
+	Missing   int    // orders that were made again
+	Announced int    // orders of which an event came
+	Limit     int    // of missing ones
 }
 
-// Resume lets the compensation go on after a person has made sure that the orders are really missing.
-func (s *Compensation) Resume() {
-	s.breaker.mu.Lock()
-	defer s.breaker.mu.Unlock()
-	s.breaker.why, s.breaker.began, s.breaker.total, s.breaker.missing = "", time.Time{}, 0, 0
+// State returns whether the compensation stopped, and why.
+func (s *Compensation) State() CompensationState { return s.breaker.state() }
+
+// Resume lets the compensation go on for a person who has made sure that the orders are really missing, until the storm
+// is over: it can stop again when a minute has passed in which it would not have. It does nothing if the compensation is
+// not stopped. The reason is one that people can
+// read, of 1 to order.MaxReason code points; otherwise the error is Invalid.
+func (s *Compensation) Resume(reason string) error {
+	if err := domain.CheckName("reason", reason, order.MaxReason); err != nil {
+		return err
+	}
+	s.breaker.resume()
+	return nil
 }
 
 // breaker stops when too many orders are missing. Once stopped it stays so until somebody resumes it.
 type breaker struct {
 	limit int
 
-	mu             sync.Mutex
-	why            string
-	began          time.Time // of the minute that is counted
-	total, missing int
+	mu                 sync.Mutex
+	why                string
+	resumed            bool      // by a person: does not stop until a minute was as it should be
+	began              time.Time // of the minute that is counted
+	announced, missing int
 }
 
+// seen counts an order. What comes while it is stopped is not counted, so that the numbers tell why it is.
 func (b *breaker) seen(missing bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if time.Since(b.began) > time.Minute {
-		b.began, b.total, b.missing = time.Now(), 0, 0
+	if b.why != "" {
+		return
 	}
-	b.total++
+	b.turn()
+	b.announced++
 	if missing {
 		b.missing++
 	}
-	if b.missing > b.limit && 2*b.missing > b.total {
-		b.why = fmt.Sprintf("%d of %d announced orders were missing within a minute: this may be the wrong database or one that lost "+
-			"data; make sure, then POST /v1/compensation/resume", b.missing, b.total)
+	if b.suspicious() && !b.resumed {
+		b.why = fmt.Sprintf("%d of %d announced orders were missing within a minute: this may be the wrong database, or one that lost data; "+
+			"make sure, then POST /v1/compensation/resume or takeout compensation resume", b.missing, b.announced)
 	}
+}
+
+func (b *breaker) suspicious() bool { return b.missing > b.limit && 2*b.missing > b.announced }
+
+// turn begins a new minute if the last one is over.
+func (b *breaker) turn() {
+	age := time.Since(b.began)
+	if age < time.Minute {
+		return
+	}
+	b.resumed = b.resumed && b.suspicious() && age < 2*time.Minute
+	b.began, b.announced, b.missing = time.Now(), 0, 0
 }
 
 func (b *breaker) check() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.why != "" {
-		return domain.Errorf(domain.Unavailable, "compensation_stopped", "%s", b.why)
+		return domain.Errorf(domain.Unavailable, "compensation_stopped", "the compensation is stopped: %s", b.why)
 	}
 	return nil
+}
+
+func (b *breaker) state() CompensationState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.why == "" {
+		b.turn()
+	}
+	return CompensationState{Why: b.why, Missing: b.missing, Announced: b.announced, Limit: b.limit}
+}
+
+func (b *breaker) resume() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.why != "" {
+		b.why, b.resumed, b.began, b.announced, b.missing = "", true, time.Now(), 0, 0
+	}
 }

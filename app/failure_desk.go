@@ -146,17 +146,13 @@ type FailureStore interface {
 type FailureDesk struct {
 	stores   map[string]FailureStore
 	validate func(queue, messageID string, body []byte) error
-	sign     func(body []byte) map[string]string
+	keys     event.Keys
 }
 
 // NewFailureDesk returns the desk over the databases by service. validate says whether the consumer of the queue could
-// read a message. sign returns the metadata with which a corrected message is sent; nil for none.
-func NewFailureDesk(stores map[string]FailureStore, validate func(queue, messageID string, body []byte) error,
-	sign func(body []byte) map[string]string) *FailureDesk {
-	if sign == nil {
-		sign = func([]byte) map[string]string { return nil }
-	}
-	return &FailureDesk{stores, validate, sign}
+// read a message. Corrected messages are signed with the keys, if there are any.
+func NewFailureDesk(stores map[string]FailureStore, validate func(queue, messageID string, body []byte) error, keys event.Keys) *FailureDesk {
+	return &FailureDesk{stores, validate, keys}
 }
 
 // FailurePage is a part of a list of failures.
@@ -339,7 +335,10 @@ func (d *FailureDesk) Edit(ctx context.Context, id FailureID, edit FailureEdit, 
 		return KeptFailure{}, explain(err)
 	}
 	action.Action = "edit"
-	by := Correction{EventID: edit.EventID, OrderID: event.SubjectOf(body), Payload: body, Metadata: d.sign(body)}
+	by := Correction{EventID: edit.EventID, OrderID: event.SubjectOf(body), Payload: body}
+	if signature := d.keys.Sign(body); signature != "" {
+		by.Metadata = map[string]string{event.SignatureHeader: signature}
+	}
 	done, err := d.stores[id.Service].ReplaceFailure(ctx, id.Number, by, action)
 	return d.acted(ctx, id, action.Action, done, err)
 }

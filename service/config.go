@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"takeout/adapters/sqldb"
+	"takeout/domain/event"
 	"takeout/ports/messaging"
 )
 
@@ -173,6 +174,9 @@ func (c *Config) validatePolicies() error {
 	if c.DispatchDeadline < 0 {
 		return setting("dispatch-deadline", "must not be negative; 0 is for ever")
 	}
+	if _, err := event.ParseKeys(c.EventKey); err != nil {
+		return setting("event-key", "%w", err)
+	}
 	if c.CompensationLimit < 1 {
 		return setting("compensation-limit", "must be 1 or more")
 	}
@@ -299,6 +303,17 @@ func (c *Config) retryPoll() time.Duration {
 		return most // there are still those that a person asks for
 	}
 	return min(max(slices.Min(c.RetryDelays), 50*time.Millisecond), most)
+}
+
+// eventKeys returns what events are signed with. Validate has checked them.
+func (c *Config) eventKeys() event.Keys {
+	keys, _ := event.ParseKeys(c.EventKey)
+	return keys
+}
+
+// acceptance says which events the consumers act on.
+func (c *Config) acceptance() messaging.Acceptance {
+	return messaging.Acceptance{Keys: c.eventKeys(), Horizon: c.DedupHorizon}
 }
 
 // brokerDatabaseURL returns where the queues of a sql: or embedded: broker are.

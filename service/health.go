@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"takeout/ports/httpapi"
+	"takeout/ports/messaging"
 )
 
 const (
@@ -51,6 +52,14 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 		for queue, cause := range s.consumers.Paused() {
 			worse("degraded", "consumer "+queue, "pauses: "+cause)
 		}
+	}
+	if s.cfg.has(messaging.Compensation) {
+		if state := s.useCases.Compensation.State(); state.Why != "" {
+			worse("degraded", "compensation", "is stopped: "+state.Why)
+		}
+	}
+	if s.announcesEarly() {
+		worse("degraded", "announcing", earlyWarning)
 	}
 	if s.stopping.Load() {
 		worse("unavailable", "process", "is stopping")

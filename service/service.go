@@ -93,7 +93,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.prune} {
+	for _, start := range []func() error{s.announceEarly, s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.prune} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -118,7 +118,7 @@ func (s *Service) openDatabase(service string) error {
 	url := s.cfg.databaseURL(service)
 	switch service {
 	case "order":
-		store, err := sqlstore.OpenOrders(url, s.logger)
+		store, err := sqlstore.OpenOrders(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
@@ -126,7 +126,7 @@ func (s *Service) openDatabase(service string) error {
 		s.useCases.Orders = app.NewOrders(store)
 		s.useCases.Compensation = app.NewCompensation(store, s.cfg.CompensationLimit)
 	case "dispatch":
-		store, err := sqlstore.OpenDispatches(url, s.logger)
+		store, err := sqlstore.OpenDispatches(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
@@ -135,14 +135,14 @@ func (s *Service) openDatabase(service string) error {
 			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
 		})
 	case "payment":
-		store, err := sqlstore.OpenPayments(url, s.logger)
+		store, err := sqlstore.OpenPayments(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
 		s.opened(service, store, store)
 		s.useCases.Payments = app.NewPayments(store, nil)
 	case "points":
-		store, err := sqlstore.OpenPoints(url, s.logger)
+		store, err := sqlstore.OpenPoints(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
@@ -301,6 +301,9 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Dispatch) {
 		api.Dispatches = s.useCases.Dispatches
 	}
+	if s.cfg.has(messaging.Compensation) {
+		api.Compensation = s.useCases.Compensation
+	}
 	if len(s.databases) > 0 {
 		api.Failures = s.failureDesk()
 	}
@@ -328,7 +331,7 @@ func (s *Service) failureDesk() *app.FailureDesk {
 	for _, db := range s.databases {
 		stores[db.DB().Name()] = db
 	}
-	return app.NewFailureDesk(stores, messaging.Validator(messaging.Topology(s.useCases, s.cfg.withPayment())), nil)
+	return app.NewFailureDesk(stores, messaging.Validator(messaging.Topology(s.useCases, s.cfg.withPayment())), s.cfg.eventKeys())
 }
 
 // timeline tells the way of an order from the databases that this process opened.
@@ -343,7 +346,7 @@ func (s *Service) timeline() *app.Timeline {
 
 // addConsumers makes a consumer for each route whose role runs here.
 func (s *Service) addConsumers() error {
-	consumers, err := messaging.NewConsumers(s.cfg.RetryDelays, s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
+	consumers, err := messaging.NewConsumers(s.cfg.acceptance(), s.cfg.RetryDelays, s.cfg.DrainTimeout+5*time.Second, messaging.NewMetrics(s.registry), s.logger)
 	if err != nil {
 		return err
 	}

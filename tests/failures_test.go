@@ -33,7 +33,7 @@ const nobody = "dispatch.nobody"
 // keep keeps failures in a service's database, as its consumers do.
 func keep(t testing.TB, url string, failures ...app.Failure) {
 	t.Helper()
-	s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+	s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	defer s.Close()
 	for _, f := range failures {
@@ -209,7 +209,7 @@ func TestOtherDatabasesAreShownWhileOneIsAway(t *testing.T) {
 		keep(t, s.dispatch, givenUpBy(nobody, "m1", "o1", "c", "e"))
 		keep(t, s.payment, givenUpBy("payment.nobody", "m2", "o1", "c", "e"))
 		move := func(place, from, to string) {
-			store, err := sqlstore.OpenOrders(place, slog.New(slog.DiscardHandler))
+			store, err := sqlstore.OpenOrders(place, nil, slog.New(slog.DiscardHandler))
 			require.NoError(t, err)
 			defer store.Close()
 			_, err = store.DB().Writer().ExecContext(t.Context(), "ALTER TABLE "+from+" RENAME TO "+to)
@@ -376,8 +376,10 @@ func TestWhoDidWhatWithAFailureStaysOnRecord(t *testing.T) {
 // desk is the failure desk over one database.
 func desk(s *orderStore) *app.FailureDesk {
 	return app.NewFailureDesk(map[string]app.FailureStore{"order": s}, messaging.Validator(messaging.Topology(messaging.UseCases{}, true)),
-		func(body []byte) map[string]string { return map[string]string{"signature": fmt.Sprint(len(body))} })
+		deskKeys)
 }
+
+var deskKeys = event.Keys{[]byte("0123456789abcdef")}
 
 var wang = app.FailureAction{Operator: "wang", Reason: "the cause is gone"}
 
@@ -562,7 +564,7 @@ func TestCorrectedMessageIsANewEventAndTheOriginalStays(t *testing.T) {
 		require.WithinDuration(t, time.Now(), env.Time, time.Minute)
 		require.Equal(t, "li", assigned.CourierID)
 		require.Contains(t, string(row.payload), `"causationid":"evt_original"`)
-		require.Equal(t, map[string]string{"signature": fmt.Sprint(len(row.payload))}, row.metadata, "signed, and without what the original came with")
+		require.Equal(t, map[string]string{event.SignatureHeader: deskKeys.Sign(row.payload)}, row.metadata, "signed, and without what the original came with")
 		row.payload, row.metadata = nil, nil
 		require.Equal(t, waiting{queue: "order.mark-dispatched", uuid: "evt_new", order: "o2"}, row, "a failure of its own if it fails")
 
@@ -678,7 +680,7 @@ func TestCommandLineAboutFailuresSaysWhatIsMissing(t *testing.T) {
 func TestRepairWhoseCommitIsNotAnsweredIsDoneOnceAndSaysSo(t *testing.T) {
 	t.Parallel()
 	place, commits := throughCommits(t, testenv.MySQL(t))
-	s, err := sqlstore.OpenOrders(place, slog.New(slog.DiscardHandler))
+	s, err := sqlstore.OpenOrders(place, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	_, err = s.Migrate(t.Context())

@@ -41,7 +41,7 @@ func onBothDatabases(t *testing.T, test func(t *testing.T, s *orderStore, open f
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			open := func() *orderStore {
-				s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+				s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
 				require.NoError(t, err)
 				t.Cleanup(func() { _ = s.Close() })
 				_, err = s.Migrate(context.Background())
@@ -150,7 +150,7 @@ func TestClosingARelayLeavesWhatWasNotConfirmed(t *testing.T) {
 func TestEventCommittedLateIsNotPassedOver(t *testing.T) {
 	t.Parallel()
 	url := testenv.MySQL(t)
-	s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+	s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	_, err = s.Migrate(context.Background())
@@ -388,12 +388,12 @@ func keptPayload(t testing.TB, s *orderStore, failure int64) []byte {
 func TestDatabaseOfAnotherServiceIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"sqlite:" + filepath.Join(t.TempDir(), "x.db"), testenv.MySQL(t)} {
-		orders, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+		orders, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		_, err = orders.Migrate(context.Background())
 		require.NoError(t, err)
 		require.NoError(t, orders.Close())
-		dispatches, err := sqlstore.OpenDispatches(url, slog.New(slog.DiscardHandler))
+		dispatches, err := sqlstore.OpenDispatches(url, nil, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		_, err = dispatches.Migrate(context.Background())
 		require.ErrorContains(t, err, "belongs to the order service")
@@ -411,7 +411,7 @@ func TestEightProcessesMigrateAtOnce(t *testing.T) {
 			ran := map[string]int{}
 			for range 8 {
 				starting.Go(func() {
-					s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+					s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
 					if err != nil {
 						t.Errorf("open: %v", err)
 						return
@@ -442,7 +442,7 @@ func TestEightProcessesMigrateAtOnce(t *testing.T) {
 
 func TestTakingFromTheOutboxDoesNotLockWhereOrdersAreInserted(t *testing.T) {
 	t.Parallel()
-	s, err := sqlstore.OpenOrders(testenv.MySQL(t), slog.New(slog.DiscardHandler))
+	s, err := sqlstore.OpenOrders(testenv.MySQL(t), nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	_, err = s.Migrate(context.Background())

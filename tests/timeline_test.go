@@ -84,7 +84,7 @@ func awaitSteps(t testing.TB, url, id string, names ...string) httpapi.TimelineB
 // openOrders opens the order service's database beside the program.
 func openOrders(t testing.TB, url string) *orderStore {
 	t.Helper()
-	s, err := sqlstore.OpenOrders(url, slog.New(slog.DiscardHandler))
+	s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
@@ -159,10 +159,10 @@ func services(t testing.TB, place func() string) map[string]app.StepSource {
 	quiet := slog.New(slog.DiscardHandler)
 	all := map[string]app.StepSource{}
 	for name, open := range map[string]func(string) (serviceStore, error){
-		"order":    func(url string) (serviceStore, error) { return sqlstore.OpenOrders(url, quiet) },
-		"dispatch": func(url string) (serviceStore, error) { return sqlstore.OpenDispatches(url, quiet) },
-		"payment":  func(url string) (serviceStore, error) { return sqlstore.OpenPayments(url, quiet) },
-		"points":   func(url string) (serviceStore, error) { return sqlstore.OpenPoints(url, quiet) },
+		"order":    func(url string) (serviceStore, error) { return sqlstore.OpenOrders(url, nil, quiet) },
+		"dispatch": func(url string) (serviceStore, error) { return sqlstore.OpenDispatches(url, nil, quiet) },
+		"payment":  func(url string) (serviceStore, error) { return sqlstore.OpenPayments(url, nil, quiet) },
+		"points":   func(url string) (serviceStore, error) { return sqlstore.OpenPoints(url, nil, quiet) },
 	} {
 		s, err := open(place())
 		require.NoError(t, err)
@@ -298,7 +298,7 @@ func TestTimelineGoesWithoutADatabaseThatHangs(t *testing.T) {
 	silent := listen(t)
 	t.Cleanup(func() { _ = silent.Close() })
 	databases := services(t, func() string { return "sqlite:" + filepath.Join(t.TempDir(), "x.db") })
-	hanging, err := sqlstore.OpenDispatches("mysql://root@"+silent.Addr().String()+"/x", slog.New(slog.DiscardHandler))
+	hanging, err := sqlstore.OpenDispatches("mysql://root@"+silent.Addr().String()+"/x", nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = hanging.Close() })
 	asked := maps.Clone(databases)

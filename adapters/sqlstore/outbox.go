@@ -24,13 +24,14 @@ const OutboxTopic = "outbox"
 // outbox stores events in the transaction tx, in the envelope that Watermill's forwarder opens again.
 type outbox struct {
 	tx   *sql.Tx
+	keys event.Keys
 	used bool
 }
 
 // Publish implements app.Outbox.
 func (o *outbox) Publish(ctx context.Context, events ...event.Event) error {
 	for _, e := range events {
-		msg, err := newMessage(e)
+		msg, err := NewMessage(e, o.keys)
 		if err != nil {
 			return err
 		}
@@ -48,8 +49,8 @@ func (o *outbox) Publish(ctx context.Context, events ...event.Event) error {
 	return nil
 }
 
-// newMessage returns the event as the message that announces it, under a new id.
-func newMessage(e event.Event) (*message.Message, error) {
+// NewMessage returns the event as the message that announces it, under a new id, and signed if there is a key.
+func NewMessage(e event.Event, keys event.Keys) (*message.Message, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, err
@@ -58,7 +59,11 @@ func newMessage(e event.Event) (*message.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return message.NewMessage("evt_"+id.String(), body), nil
+	msg := message.NewMessage("evt_"+id.String(), body)
+	if signature := keys.Sign(body); signature != "" {
+		msg.Metadata.Set(event.SignatureHeader, signature)
+	}
+	return msg, nil
 }
 
 // executor lets watermill-sql use our transaction, and nothing else of it.

@@ -18,6 +18,7 @@ import (
 	"takeout/adapters/sqlqueue"
 	"takeout/app"
 	"takeout/domain"
+	"takeout/domain/event"
 )
 
 //go:embed migrations
@@ -29,6 +30,7 @@ type Store[T any] struct {
 
 	db     *sqldb.DB
 	schema []sqldb.Schema
+	keys   event.Keys
 	bind   func(q querier, outbox app.Outbox) T
 }
 
@@ -46,43 +48,43 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// OpenOrders returns the order service's database. It does not connect.
-func OpenOrders(rawURL string, logger *slog.Logger) (*Store[app.OrderTx], error) {
-	return open("order", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.OrderTx {
+// OpenOrders returns the order service's database. Its events are signed with the keys. It does not connect.
+func OpenOrders(rawURL string, keys event.Keys, logger *slog.Logger) (*Store[app.OrderTx], error) {
+	return open("order", rawURL, keys, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.OrderTx {
 		return func(q querier, outbox app.Outbox) app.OrderTx {
 			return app.OrderTx{Orders: orders{q, db}, Answers: answers{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
 }
 
-// OpenDispatches returns the dispatch service's database. It does not connect.
-func OpenDispatches(rawURL string, logger *slog.Logger) (*Store[app.DispatchTx], error) {
-	return open("dispatch", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.DispatchTx {
+// OpenDispatches returns the dispatch service's database, as OpenOrders does.
+func OpenDispatches(rawURL string, keys event.Keys, logger *slog.Logger) (*Store[app.DispatchTx], error) {
+	return open("dispatch", rawURL, keys, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.DispatchTx {
 		return func(q querier, outbox app.Outbox) app.DispatchTx {
 			return app.DispatchTx{Dispatches: dispatches{q, db}, Couriers: couriers{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
 }
 
-// OpenPayments returns the payment service's database. It does not connect.
-func OpenPayments(rawURL string, logger *slog.Logger) (*Store[app.PaymentTx], error) {
-	return open("payment", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
+// OpenPayments returns the payment service's database, as OpenOrders does.
+func OpenPayments(rawURL string, keys event.Keys, logger *slog.Logger) (*Store[app.PaymentTx], error) {
+	return open("payment", rawURL, keys, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
 		return func(q querier, outbox app.Outbox) app.PaymentTx {
 			return app.PaymentTx{Payments: payments{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
 }
 
-// OpenPoints returns the points service's database. It does not connect.
-func OpenPoints(rawURL string, logger *slog.Logger) (*Store[app.PointsTx], error) {
-	return open("points", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PointsTx {
+// OpenPoints returns the points service's database, as OpenOrders does.
+func OpenPoints(rawURL string, keys event.Keys, logger *slog.Logger) (*Store[app.PointsTx], error) {
+	return open("points", rawURL, keys, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PointsTx {
 		return func(q querier, outbox app.Outbox) app.PointsTx {
 			return app.PointsTx{Ledger: ledger{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
 }
 
-func open[T any](service, rawURL string, logger *slog.Logger, bind func(*sqldb.DB) func(querier, app.Outbox) T) (*Store[T], error) {
+func open[T any](service, rawURL string, keys event.Keys, logger *slog.Logger, bind func(*sqldb.DB) func(querier, app.Outbox) T) (*Store[T], error) {
 	db, err := sqldb.Open(service, rawURL, logger)
 	if err != nil {
 		return nil, err
@@ -95,7 +97,7 @@ func open[T any](service, rawURL string, logger *slog.Logger, bind func(*sqldb.D
 		}
 		schema = append(schema, sqldb.Schema{Name: name, Files: files})
 	}
-	return &Store[T]{Messages: &Messages{db: db}, db: db, schema: schema, bind: bind(db)}, nil
+	return &Store[T]{Messages: &Messages{db: db}, db: db, schema: schema, keys: keys, bind: bind(db)}, nil
 }
 
 // DB returns the database itself.
@@ -145,7 +147,7 @@ func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSch
 func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
 	var out *outbox
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		out = &outbox{tx: tx}
+		out = &outbox{tx: tx, keys: s.keys}
 		if d, ok := app.DeliveryFrom(ctx); ok {
 			if err := recordDelivery(ctx, s.db, tx, d); err != nil {
 				return err

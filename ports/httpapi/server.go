@@ -38,13 +38,14 @@ const (
 
 // Config says what a process serves. A nil use case is one of a role that runs elsewhere.
 type Config struct {
-	Orders     *app.Orders
-	Dispatches *app.Dispatches
-	Failures   *app.FailureDesk
-	Timeline   *app.Timeline
-	Health     func(ctx context.Context) Health
-	Metrics    http.Handler
-	Version    string
+	Orders       *app.Orders
+	Dispatches   *app.Dispatches
+	Compensation *app.Compensation
+	Failures     *app.FailureDesk
+	Timeline     *app.Timeline
+	Health       func(ctx context.Context) Health
+	Metrics      http.Handler
+	Version      string
 }
 
 // Health is what /readyz says.
@@ -88,6 +89,9 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 	if cfg.Dispatches != nil {
 		s.registerDispatches(api)
 		s.registerCouriers(api)
+	}
+	if cfg.Compensation != nil {
+		s.registerCompensation(api)
 	}
 	if cfg.Failures != nil {
 		s.registerFailures(api)
@@ -240,6 +244,8 @@ func (s *server) notFound(r *http.Request) *Problem {
 		return elsewhere("order")
 	case s.Dispatches == nil && (below("/v1/dispatches") || below("/v1/couriers")):
 		return elsewhere("dispatch")
+	case s.Compensation == nil && below("/v1/compensation"):
+		return elsewhere("compensation")
 	}
 	return newProblem(http.StatusNotFound, "path_not_found", "there is nothing at this path; see /docs")
 }

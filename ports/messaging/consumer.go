@@ -35,6 +35,7 @@ const (
 // Consumers runs the routes of this process.
 type Consumers struct {
 	router   *message.Router
+	accept   Acceptance
 	stopping chan struct{}
 	once     sync.Once
 	delays   []time.Duration
@@ -43,14 +44,16 @@ type Consumers struct {
 	all      []*consumer
 }
 
-// NewConsumers returns an empty set of consumers. delays are the times after which a message that failed is tried again.
-// closeTimeout is how long Close waits for messages in flight.
-func NewConsumers(delays []time.Duration, closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
+// NewConsumers returns an empty set of consumers of the events that are accepted. delays are the times after which a
+// message that failed is tried again. closeTimeout is how long Close waits for messages in flight.
+func NewConsumers(accept Acceptance, delays []time.Duration, closeTimeout time.Duration, metrics *Metrics, logger *slog.Logger) (*Consumers, error) {
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: closeTimeout}, watermillLogger(logger))
 	if err != nil {
 		return nil, err
 	}
-	return &Consumers{router: router, stopping: make(chan struct{}), delays: delays, metrics: metrics, logger: logger}, nil
+	return &Consumers{
+		router: router, accept: accept, stopping: make(chan struct{}), delays: delays, metrics: metrics, logger: logger,
+	}, nil
 }
 
 // Add makes the route's queue feed its use case. What the use case cannot handle goes to failures and comes again from
@@ -70,7 +73,7 @@ func (c *Consumers) Add(route Route, queue, retries message.Subscriber, failures
 // from makes the consumer handle what comes from one of its two sources.
 func (c *consumer) from(name string, source message.Subscriber) {
 	handler := c.router.AddConsumerHandler(name, c.route.Queue, source, func(msg *message.Message) error {
-		return c.route.handle(msg, c.route.Queue)
+		return c.route.handle(msg, c.route.Queue, c.accept)
 	})
 	handler.AddMiddleware(
 		c.conclude,           // gave up: it comes again later, or is kept for a person
@@ -120,12 +123,18 @@ type consumer struct {
 	logger   *slog.Logger
 }
 
-// handler decodes a message and calls the use case with what it says. That a message takes effect once is the
+// handler decodes a message and, if it is accepted, calls the use case with what it says. That a message takes effect once is the
 // use case's transaction's doing: the context tells it which delivery it is.
-func handler[E event.Event](useCase func(context.Context, E) error) func(*message.Message, string) error {
-	return func(msg *message.Message, queue string) error {
+func handler[E event.Event](useCase func(context.Context, E) error) func(*message.Message, string, Acceptance) error {
+	return func(msg *message.Message, queue string, accept Acceptance) error {
+		if err := accept.signed(msg); err != nil {
+			return err
+		}
 		envelope, e, err := event.Decode[E](msg.UUID, msg.Payload)
 		if err != nil {
+			return err
+		}
+		if err := accept.timely(envelope.Time); err != nil {
 			return err
 		}
 		msg.SetContext(app.WithDelivery(msg.Context(), app.Delivery{

@@ -59,10 +59,10 @@ func (r *record) Resolve(_ context.Context, failureID int64) error {
 // consume hands the message to a consumer with two delays whose use case answers as handle does.
 func consume(t *testing.T, failures app.Failures, msg *message.Message, handle func() error) error {
 	t.Helper()
-	all, err := NewConsumers([]time.Duration{5 * time.Second, time.Minute}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	all, err := NewConsumers(Acceptance{}, []time.Duration{5 * time.Second, time.Minute}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	source := make(sourceOf, 1)
-	all.Add(Route{Queue: "q", handle: func(*message.Message, string) error { return handle() }}, source, make(sourceOf), failures)
+	all.Add(Route{Queue: "q", handle: func(*message.Message, string, Acceptance) error { return handle() }}, source, make(sourceOf), failures)
 	go func() { _ = all.Run() }()
 	<-all.Running()
 	source <- msg

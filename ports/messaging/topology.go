@@ -85,7 +85,7 @@ type Route struct {
 	Event string // the routing key
 	Queue string
 
-	handle func(message *message.Message, queue string) error
+	handle func(message *message.Message, queue string, accept Acceptance) error
 	check  func(messageID string, body []byte) error
 }
 
