@@ -220,7 +220,7 @@ func TestBrokerThatIsAwayForLongerThanAllTiersGivesNoMessageUp(t *testing.T) {
 	var link *proxy
 	direct := st.broker
 	st.broker, link = through(t, st.broker)
-	delays := repeated(300*time.Millisecond, 3)
+	delays := repeated(300*time.Millisecond, 5)
 	s := startWithDelays(t, st, delays...)
 	s.broker = direct
 	broker := s.publisher(t)
@@ -241,7 +241,7 @@ func TestBrokerThatIsAwayForLongerThanAllTiersGivesNoMessageUp(t *testing.T) {
 func TestRetriesSurviveKillNineAndDoNotComeEarly(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_RETRY_DELAYS": "4s"})
+	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_RETRY_DELAYS": "4s" + strings.Repeat(",1s", 10)})
 	s := &system{stack: stack{order: "sqlite:" + filepath.Join(dir, "order.db"), broker: "embedded:"}, api: p.url}
 	s.cfg.DataDir = dir
 	id := publishAssignment(t, s.publisher(t), "o-early")
@@ -261,7 +261,7 @@ func TestRetriesSurviveKillNineAndDoNotComeEarly(t *testing.T) {
 
 func TestRetryThatKeepsKillingTheProcessIsKept(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := startWithDelays(t, st, 2*time.Second)
+		s := startWithDelays(t, st, 3*time.Second)
 		id := publishAssignment(t, s.publisher(t), "o-never")
 		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM retry WHERE uuid = ?", id)
 		change(t, s.order, "UPDATE retry SET attempts = 50 WHERE uuid = ?", id) // as if it had been in 50 crashes
