@@ -18,6 +18,7 @@ import (
 	"takeout/adapters/rabbitmq"
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
+	"takeout/adapters/sqlstore"
 	"takeout/app"
 	"takeout/domain/event"
 	"takeout/ports/messaging"
@@ -72,14 +73,40 @@ func TestMessageThatComesTooEarlyWaitsAndIsHandledOnce(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		s := startWithDelays(t, st, repeated(200*time.Millisecond, 20)...)
 		broker := s.publisher(t)
-		id := publishAssignment(t, broker, "o-early")
-		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM retry WHERE queue = 'order.mark-dispatched' AND order_id = 'o-early' AND uuid = ? "+
-			"AND error_text <> '' AND failure_id IS NULL", id)
+		id := newEventID()
+		body, err := event.Encode(id, time.Now(), event.DispatchAssigned{OrderID: "o-early", CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
+		require.NoError(t, err)
+		publish := func() { require.NoError(t, broker.Publish("dispatch.assigned", message.NewMessage(id, body))) }
+		publish()
+		s.awaitOrderRows(t, 1, "SELECT COUNT(DISTINCT uuid) FROM retry WHERE queue = 'order.mark-dispatched' AND order_id = 'o-early' "+
+			"AND uuid = ? AND error_text <> '' AND failure_id IS NULL", id)
+		publish() // it waits, and is delivered again
 		placeAs(t, s, "o-early")
+		publish()
 		s.awaitDispatched(t, "o-early")
 		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM inbox WHERE consumer = 'order.mark-dispatched' AND event_id = ?", id)
 		s.awaitOrderRows(t, 0, "SELECT COUNT(*) FROM retry")
 		s.noFailures(t)
+	})
+}
+
+func TestFailureThatAPersonRetriesIsTriedAtOnceAndClosedWhenItIsHandled(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := startWithDelays(t, st, 50*time.Millisecond)
+		store, err := sqlstore.OpenOrders(s.order, nil, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = store.Close() })
+		publishAssignment(t, s.publisher(t), "o-late")
+		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM failure WHERE state = 'open' AND attempts = 8 AND occurrences = 1")
+		id := int64(s.orderRows(t, "SELECT id FROM failure"))
+		retried(t, store, id, "", 0)
+		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM failure WHERE state = 'open' AND attempts = 12 AND occurrences = 2")
+		placeAs(t, s, "o-late")
+		retried(t, store, id, "", 0) // at once: nothing is left of the first retry
+		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM failure WHERE state = 'resolved' AND closed_at IS NOT NULL")
+		s.awaitOrderRows(t, 0, "SELECT COUNT(*) FROM retry")
+		require.Equal(t, []string{"takeout handled"}, actions(t, store, id))
+		require.Contains(t, s.sampleOf(t, "takeout_failures_open"), `takeout_failures_open{database="order"} 0`)
 	})
 }
 
@@ -193,7 +220,7 @@ func TestBrokerThatIsAwayForLongerThanAllTiersGivesNoMessageUp(t *testing.T) {
 	var link *proxy
 	direct := st.broker
 	st.broker, link = through(t, st.broker)
-	delays := repeated(300*time.Millisecond, 3)
+	delays := repeated(300*time.Millisecond, 5)
 	s := startWithDelays(t, st, delays...)
 	s.broker = direct
 	broker := s.publisher(t)
@@ -214,7 +241,7 @@ func TestBrokerThatIsAwayForLongerThanAllTiersGivesNoMessageUp(t *testing.T) {
 func TestRetriesSurviveKillNineAndDoNotComeEarly(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_RETRY_DELAYS": "4s"})
+	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_RETRY_DELAYS": "4s" + strings.Repeat(",1s", 10)})
 	s := &system{stack: stack{order: "sqlite:" + filepath.Join(dir, "order.db"), broker: "embedded:"}, api: p.url}
 	s.cfg.DataDir = dir
 	id := publishAssignment(t, s.publisher(t), "o-early")
@@ -234,7 +261,7 @@ func TestRetriesSurviveKillNineAndDoNotComeEarly(t *testing.T) {
 
 func TestRetryThatKeepsKillingTheProcessIsKept(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := startWithDelays(t, st, 2*time.Second)
+		s := startWithDelays(t, st, 3*time.Second)
 		id := publishAssignment(t, s.publisher(t), "o-never")
 		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM retry WHERE uuid = ?", id)
 		change(t, s.order, "UPDATE retry SET attempts = 50 WHERE uuid = ?", id) // as if it had been in 50 crashes
@@ -312,11 +339,11 @@ func keptAs(t testing.TB, s *orderStore, f app.Failure) int64 {
 // retried does what a person's wish to retry a failure does.
 func retried(t testing.TB, s *orderStore, id int64, batch string, inMicroseconds int64) {
 	t.Helper()
-	_, err := s.DB().Writer().Exec("INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, failure_id, batch, payload, metadata, error_text, created_at, available_at) "+
+	_, err := s.DB().Writer().Exec("UPDATE failure SET state = 'retrying' WHERE id = ?", id)
+	require.NoError(t, err)
+	_, err = s.DB().Writer().Exec("INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, failure_id, batch, payload, metadata, error_text, created_at, available_at) "+
 		"SELECT consumer, message_id, fingerprint, 0, order_id, id, ?, (SELECT bytes FROM failure_payload WHERE failure_id = id), headers, error_text, last_failed_at, "+
 		s.DB().Now+" + ? FROM failure WHERE id = ?", batch, inMicroseconds, id)
-	require.NoError(t, err)
-	_, err = s.DB().Writer().Exec("UPDATE failure SET state = 'retrying' WHERE id = ?", id)
 	require.NoError(t, err)
 }
 

@@ -75,12 +75,17 @@ func (c *consumer) from(name string, source message.Subscriber) {
 	handler := c.router.AddConsumerHandler(name, c.route.Queue, source, func(msg *message.Message) error {
 		return c.route.handle(msg, c.route.Queue, c.accept)
 	})
-	handler.AddMiddleware(
+	handler.AddMiddleware(c.middlewares()...)
+}
+
+// middlewares are what is around the use case, from the outside to the inside.
+func (c *consumer) middlewares() []message.HandlerMiddleware {
+	return []message.HandlerMiddleware{
 		c.conclude,           // gave up: it comes again later, or is kept for a person
 		c.retry,              // what may pass: try again, or wait
 		middleware.Recoverer, // a panic is an error like any other
 		c.deduplicate,        // done before is done; the transaction decides, by its inbox row
-	)
+	}
 }
 
 // Run handles messages until Close.

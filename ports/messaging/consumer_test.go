@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -56,11 +57,13 @@ func (r *record) Resolve(_ context.Context, failureID int64) error {
 	return r.add("resolve %d", failureID)
 }
 
-// consume hands the message to a consumer with two delays whose use case answers as handle does.
-func consume(t *testing.T, failures app.Failures, msg *message.Message, handle func() error) error {
+// consume hands the message to a consumer with two delays whose use case answers as useCase does. An error means that
+// the message goes back.
+func consume(t *testing.T, failures app.Failures, msg *message.Message, useCase func() error) error {
 	t.Helper()
 	all, err := NewConsumers(Acceptance{}, []time.Duration{5 * time.Second, time.Minute}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+<<<<<<< HEAD
 	source := make(sourceOf, 1)
 	all.Add(Route{Queue: "q", handle: func(*message.Message, string, Acceptance) error { return handle() }}, source, make(sourceOf), failures)
 	go func() { _ = all.Run() }()
@@ -71,18 +74,15 @@ func consume(t *testing.T, failures app.Failures, msg *message.Message, handle f
 	case <-msg.Acked():
 	case <-msg.Nacked():
 		result = errors.New("nacked")
+=======
+	c := &consumer{Consumers: all, route: Route{Queue: "q"}, failures: failures, pause: pause{logger: all.logger}, logger: all.logger}
+	handle := func(*message.Message) ([]*message.Message, error) { return nil, useCase() }
+	for _, around := range slices.Backward(c.middlewares()) {
+		handle = around(handle)
+>>>>>>> w-retry
 	}
-	return errors.Join(result, all.Close())
-}
-
-// sourceOf is a subscriber with the channel's messages.
-type sourceOf chan *message.Message
-
-func (s sourceOf) Subscribe(context.Context, string) (<-chan *message.Message, error) { return s, nil }
-
-func (s sourceOf) Close() error {
-	close(s)
-	return nil
+	_, err = handle(msg)
+	return err
 }
 
 func TestWhatBecomesOfAMessageThatFails(t *testing.T) {
