@@ -368,7 +368,7 @@ func (s *server) getFailure(ctx context.Context, in *failureIDInput) (*failureDe
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
-	payload, err := s.Failures.Payload(ctx, id, maxShownPayload)
+	payload, err := s.Failures.Payload(ctx, f, maxShownPayload)
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
@@ -400,7 +400,11 @@ func (s *server) getFailurePayload(ctx context.Context, in *failureIDInput) (*pa
 	if err != nil {
 		return nil, err
 	}
-	payload, err := s.Failures.Payload(ctx, id, 1<<62)
+	f, err := s.Failures.Get(ctx, id)
+	if err != nil {
+		return nil, s.problem(ctx, err)
+	}
+	payload, err := s.Failures.Payload(ctx, f, f.PayloadSize)
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
