@@ -379,7 +379,7 @@ func (d *FailureDesk) acted(ctx context.Context, id FailureID, action string, do
 // RetryFailures asks for many retries.
 type RetryFailures struct {
 	Filter    FailureFilter // of those that are open; its State is not looked at
-	Limit     int           // at most MaxRetries, the oldest first
+	Limit     int           // at most MaxRetries, the oldest of each service first
 	PerSecond int           // how many come to their consumers in a second
 	Batch     string        // a name for retries that stop together when one of the same database fails; empty if they do not
 	FailureAction
