@@ -263,13 +263,9 @@ func (d *FailureDesk) Get(ctx context.Context, id FailureID) (KeptFailure, error
 	return f, err
 }
 
-// Payload returns the failed message's bytes, at most limit of them. NotFound if there is no such failure.
-func (d *FailureDesk) Payload(ctx context.Context, id FailureID, limit int64) ([]byte, error) {
-	f, err := d.Get(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return d.stores[id.Service].FailurePayload(ctx, id.Number, min(limit, f.PayloadSize))
+// Payload returns the bytes of a failure that Get returned, at most limit of them.
+func (d *FailureDesk) Payload(ctx context.Context, f KeptFailure, limit int64) ([]byte, error) {
+	return d.stores[f.ID.Service].FailurePayload(ctx, f.ID.Number, min(limit, f.PayloadSize))
 }
 
 func (d *FailureDesk) store(id FailureID) (FailureStore, error) {
@@ -323,7 +319,7 @@ func (d *FailureDesk) Edit(ctx context.Context, id FailureID, edit FailureEdit, 
 	if err != nil {
 		return KeptFailure{}, err
 	}
-	original, err := d.stores[id.Service].FailurePayload(ctx, id.Number, min(f.PayloadSize, MaxRetryPayload))
+	original, err := d.Payload(ctx, f, MaxRetryPayload)
 	if err != nil {
 		return KeptFailure{}, err
 	}
@@ -382,7 +378,7 @@ func (d *FailureDesk) acted(ctx context.Context, id FailureID, action string, do
 // RetryFailures asks for many retries.
 type RetryFailures struct {
 	Filter    FailureFilter // of those that are open; its State is not looked at
-	Limit     int           // at most MaxRetries, the oldest first
+	Limit     int           // at most MaxRetries, the oldest of each service first
 	PerSecond int           // how many come to their consumers in a second
 	Batch     string        // a name for retries that stop together when one of the same database fails; empty if they do not
 	FailureAction

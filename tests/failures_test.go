@@ -505,6 +505,22 @@ func TestManyAreRetriedOldestFirstAndNoFasterThanAsked(t *testing.T) {
 	})
 }
 
+func TestLimitOfARetryCountsForAllDatabasesTogether(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		for i := range 2 {
+			keep(t, s.order, givenUpBy("order.nobody", fmt.Sprint("m", i), "o1", "c", "e"))
+			keep(t, s.dispatch, givenUpBy(nobody, fmt.Sprint("m", i), "o1", "c", "e"))
+		}
+		a := mustSend(t, "POST", s.api+"/v1/failures/retry", `{"all":true,"limit":3,"rate_per_second":1}`)
+		retried := decoded[httpapi.RetriedBody](t, a, 200)
+		require.Equal(t, []string{"dispatch-1", "dispatch-2", "order-1"}, retried.IDs)
+		require.Empty(t, retried.Batch)
+		require.Equal(t, []string{"order-2"}, idsOf(s.listFailures(t, "").Items))
+		now := time.Now().UnixMicro()
+		require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM retry WHERE available_at > ?", now+500_000), "after those of the other database")
+	})
+}
+
 func TestMessageTooLargeToBeRetriedStaysOpenAndSaysSo(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		large := givenUpBy("order.nobody", "m1", "", "c", "e")
@@ -565,6 +581,8 @@ func TestCorrectedMessageIsANewEventAndTheOriginalStays(t *testing.T) {
 		require.Equal(t, "li", assigned.CourierID)
 		require.Contains(t, string(row.payload), `"causationid":"evt_original"`)
 		require.Equal(t, map[string]string{event.SignatureHeader: deskKeys.Sign(row.payload)}, row.metadata, "signed, and without what the original came with")
+		require.NoError(t, s.Keep(t.Context(), app.Failure{Consumer: row.queue, MessageID: "evt_new", Payload: row.payload}))
+		require.Equal(t, 1, countIn(t, s, "SELECT COUNT(*) FROM retry r JOIN failure f ON f.fingerprint = r.fingerprint"), "known as the same message")
 		row.payload, row.metadata = nil, nil
 		require.Equal(t, waiting{queue: "order.mark-dispatched", uuid: "evt_new", order: "o2"}, row, "a failure of its own if it fails")
 

@@ -241,7 +241,7 @@ type retryManyBody struct {
 	DryRun        bool               `json:"dry_run,omitempty" doc:"Only say what would be retried."`
 	RatePerSecond *int               `json:"rate_per_second,omitempty" minimum:"1" maximum:"1000" default:"10"`
 	StopOnFailure bool               `json:"stop_on_failure,omitempty" doc:"When one fails again, those of its service that still wait are open again."`
-	Limit         *int               `json:"limit,omitempty" minimum:"1" maximum:"10000" default:"1000" doc:"The oldest first."`
+	Limit         *int               `json:"limit,omitempty" minimum:"1" maximum:"10000" default:"1000" doc:"The oldest of each service first."`
 	Reason        string             `json:"reason,omitempty" maxLength:"500"`
 }
 
@@ -368,7 +368,7 @@ func (s *server) getFailure(ctx context.Context, in *failureIDInput) (*failureDe
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
-	payload, err := s.Failures.Payload(ctx, id, maxShownPayload)
+	payload, err := s.Failures.Payload(ctx, f, maxShownPayload)
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
@@ -400,7 +400,11 @@ func (s *server) getFailurePayload(ctx context.Context, in *failureIDInput) (*pa
 	if err != nil {
 		return nil, err
 	}
-	payload, err := s.Failures.Payload(ctx, id, 1<<62)
+	f, err := s.Failures.Get(ctx, id)
+	if err != nil {
+		return nil, s.problem(ctx, err)
+	}
+	payload, err := s.Failures.Payload(ctx, f, f.PayloadSize)
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}

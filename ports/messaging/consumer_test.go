@@ -63,23 +63,10 @@ func consume(t *testing.T, failures app.Failures, msg *message.Message, useCase 
 	t.Helper()
 	all, err := NewConsumers(Acceptance{}, []time.Duration{5 * time.Second, time.Minute}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-<<<<<<< HEAD
-	source := make(sourceOf, 1)
-	all.Add(Route{Queue: "q", handle: func(*message.Message, string, Acceptance) error { return handle() }}, source, make(sourceOf), failures)
-	go func() { _ = all.Run() }()
-	<-all.Running()
-	source <- msg
-	var result error
-	select {
-	case <-msg.Acked():
-	case <-msg.Nacked():
-		result = errors.New("nacked")
-=======
 	c := &consumer{Consumers: all, route: Route{Queue: "q"}, failures: failures, pause: pause{logger: all.logger}, logger: all.logger}
 	handle := func(*message.Message) ([]*message.Message, error) { return nil, useCase() }
 	for _, around := range slices.Backward(c.middlewares()) {
 		handle = around(handle)
->>>>>>> w-retry
 	}
 	_, err = handle(msg)
 	return err
