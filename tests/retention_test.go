@@ -199,6 +199,18 @@ func TestMessagesAreHandledWhileTwoProcessesDeleteWhatIsOld(t *testing.T) {
 	})
 }
 
+func TestLookingForWhatIsOldWaitsForNobody(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		err := s.InTx(app.WithDelivery(context.Background(), delivery("evt_1", "x")), func(context.Context, app.OrderTx) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			_, err := s.Prune(ctx, keepAMonth)
+			return err
+		})
+		require.NoError(t, err, "there is nothing old beside the message that is being handled")
+	})
+}
+
 func TestRunningProgramDeletesWhatIsOld(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		orders := openOrders(t, s.order)

@@ -65,7 +65,16 @@ func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string
 	return pruned, errors.Join(append(errs, err)...)
 }
 
+// pruneTable looks before it locks: a DELETE that finds nothing waits for the handler that is inserting the next row.
 func (m *Messages) pruneTable(ctx context.Context, a aged) (total int, err error) {
+	var one int
+	err = m.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM "+a.table+" WHERE "+a.where+" LIMIT 1", a.before).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, m.db.Error(err)
+	}
 	statement := m.db.DeleteOldest(a.table, a.key, a.where, a.by)
 	err = inBatches(ctx, func() (int, error) {
 		var n int64
