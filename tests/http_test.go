@@ -674,6 +674,7 @@ var allRoutes = []string{
 	"GET /v1/couriers", "POST /v1/couriers", "PATCH /v1/couriers/{courier_id}", "GET /v1/failures", "GET /v1/failures/{id}",
 	"GET /v1/failures/groups", "GET /v1/failures/{id}/payload", "POST /v1/failures/retry", "POST /v1/failures/{id}/edit",
 	"POST /v1/failures/{id}/retry", "POST /v1/failures/{id}/discard", "GET /v1/reconciliation", "POST /v1/reconciliation",
+	"GET /v1/compensation", "POST /v1/compensation/resume",
 	"GET /livez", "GET /readyz",
 }
 
