@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"takeout/ports/httpapi"
+	"takeout/ports/messaging"
 )
 
 const (
@@ -52,6 +53,15 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 			worse("degraded", "consumer "+queue, "pauses: "+cause)
 		}
 	}
+	if s.cfg.has(messaging.Dispatch) {
+		switch waiting, err := s.checkWaiting(ctx); {
+		case err != nil: // the database's check says so
+		case waiting.OK:
+			h.Checks["dispatch"] = waiting
+		default:
+			worse("degraded", "dispatch", waiting.Detail)
+		}
+	}
 	if s.stopping.Load() {
 		worse("unavailable", "process", "is stopping")
 	}
@@ -90,10 +100,11 @@ func (s *Service) askDatabases(ctx context.Context) []pending {
 type gauges struct{ *Service }
 
 var (
-	outboxPending = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
-	outboxOldest  = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
-	brokerUp      = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
-	buildInfo     = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
+	outboxPending   = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
+	outboxOldest    = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
+	dispatchWaiting = prometheus.NewDesc("takeout_dispatch_waiting", "Orders that wait for a courier, counted up to 100000.", nil, nil)
+	brokerUp        = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	buildInfo       = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -113,6 +124,11 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		}
 		ch <- prometheus.MustNewConstMetric(outboxPending, prometheus.GaugeValue, float64(p.count), p.name)
 		ch <- prometheus.MustNewConstMetric(outboxOldest, prometheus.GaugeValue, age, p.name)
+	}
+	if g.cfg.has(messaging.Dispatch) {
+		if b, err := g.useCases.Dispatches.Backlog(ctx); err == nil {
+			ch <- prometheus.MustNewConstMetric(dispatchWaiting, prometheus.GaugeValue, float64(b.Waiting))
+		}
 	}
 	up := 0.0
 	if g.broker.Check() == nil {
