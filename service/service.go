@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"takeout/adapters/rabbitmq"
+	"takeout/adapters/simgateway"
 	"takeout/adapters/sqlbroker"
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
@@ -45,6 +46,8 @@ type Service struct {
 	http     *http.Server
 	listener net.Listener
 	registry *prometheus.Registry
+
+	stopWaiting context.CancelFunc // of assignWaiting, nil if it does not run
 
 	stopping atomic.Bool
 	failed   chan error
@@ -82,7 +85,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay} {
+	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.assignWaiting} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -124,12 +127,12 @@ func (s *Service) openDatabase(service string) error {
 			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
 		})
 	case "payment":
-		store, err := sqlstore.OpenPayments(url, s.logger)
+		store, err := sqlstore.OpenPayments(url, s.logger, simgateway.Schema())
 		if err != nil {
 			return err
 		}
 		s.opened(service, store, store)
-		s.useCases.Payments = app.NewPayments(store, nil)
+		s.useCases.Payments = app.NewPayments(store, simgateway.New(store.DB(), s.cfg.PaymentRefusals, s.cfg.PaymentTimeouts))
 	case "points":
 		store, err := sqlstore.OpenPoints(url, s.logger)
 		if err != nil {
@@ -290,6 +293,12 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Dispatch) {
 		api.Dispatches = s.useCases.Dispatches
 	}
+	if s.cfg.has(messaging.Payment) {
+		api.Payments = s.useCases.Payments
+	}
+	if s.cfg.has(messaging.Points) {
+		api.Points = s.useCases.Points
+	}
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
@@ -401,6 +410,9 @@ func (s *Service) stop() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		errs = append(errs, s.http.Shutdown(ctx))
 		cancel()
+	}
+	if s.stopWaiting != nil {
+		s.stopWaiting()
 	}
 	for _, relay := range s.relays {
 		errs = append(errs, relay.Close())

@@ -63,13 +63,18 @@ func OpenDispatches(rawURL string, logger *slog.Logger) (*Store[app.DispatchTx],
 	})
 }
 
-// OpenPayments returns the payment service's database. It does not connect.
-func OpenPayments(rawURL string, logger *slog.Logger) (*Store[app.PaymentTx], error) {
-	return open("payment", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
+// OpenPayments returns the payment service's database, in which the gateway may have tables too: their schema is
+// migrated and checked with the service's own. It does not connect.
+func OpenPayments(rawURL string, logger *slog.Logger, gateway ...sqldb.Schema) (*Store[app.PaymentTx], error) {
+	s, err := open("payment", rawURL, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
 		return func(q querier, outbox app.Outbox) app.PaymentTx {
 			return app.PaymentTx{Payments: payments{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
+	if err == nil {
+		s.schema = append(s.schema, gateway...)
+	}
+	return s, err
 }
 
 // OpenPoints returns the points service's database. It does not connect.
