@@ -34,7 +34,9 @@ const (
 type cli struct {
 	Serve       serveCmd       `cmd:"" default:"withargs" help:"Run the roles of this process (the default)."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the databases up to date, and stop."`
-	Order       orderCmd       `cmd:"" help:"Place, show, list and watch orders of a running takeout."`
+	Order       orderCmd       `cmd:"" help:"Place, show, list, watch and cancel orders of a running takeout."`
+	Dispatch    dispatchCmd    `cmd:"" help:"Show dispatches of a running takeout, and say that they are delivered."`
+	Courier     courierCmd     `cmd:"" help:"Show, add and change the couriers of a running takeout."`
 	Topology    topologyCmd    `cmd:"" help:"Print which event goes through which queue to whom."`
 	Doctor      doctorCmd      `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
 	Config      configCmd      `cmd:"" help:"Print the settings in force, passwords masked."`
