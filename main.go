@@ -34,7 +34,9 @@ const (
 type cli struct {
 	Serve        serveCmd        `cmd:"" default:"withargs" help:"Run the roles of this process (the default)."`
 	Migrate      migrateCmd      `cmd:"" help:"Bring the databases up to date, and stop."`
-	Order        orderCmd        `cmd:"" help:"Place, show, list and watch orders of a running takeout."`
+	Order        orderCmd        `cmd:"" help:"Place, show, list, watch and cancel orders of a running takeout."`
+	Dispatch     dispatchCmd     `cmd:"" help:"Show dispatches of a running takeout, and say that they are delivered."`
+	Courier      courierCmd      `cmd:"" help:"Show, add and change the couriers of a running takeout."`
 	Failures     failuresCmd     `cmd:"" help:"Show and repair the messages that could not be handled."`
 	Compensation compensationCmd `cmd:"" help:"Show whether the compensation of a running takeout is stopped, and let it go on."`
 	Topology     topologyCmd     `cmd:"" help:"Print which event goes through which queue to whom."`

@@ -21,11 +21,11 @@ import (
 
 // orderCmd are the commands that talk to a running takeout, over its HTTP API as every other client does.
 type orderCmd struct {
-	Place orderPlaceCmd `cmd:"" help:"Place an order."`
-	Get   orderGetCmd   `cmd:"" help:"Show an order."`
-	List  orderListCmd  `cmd:"" help:"List orders, newest first."`
-	Watch orderWatchCmd `cmd:"" help:"Show an order each time it changes, until it is dispatched or at its end."`
-
+	Place    orderPlaceCmd    `cmd:"" help:"Place an order."`
+	Get      orderGetCmd      `cmd:"" help:"Show an order."`
+	List     orderListCmd     `cmd:"" help:"List orders, newest first."`
+	Watch    orderWatchCmd    `cmd:"" help:"Show an order each time it changes, until it is dispatched or at its end."`
+	Cancel   orderCancelCmd   `cmd:"" help:"Cancel an order that is not delivered."`
 	Timeline orderTimelineCmd `cmd:"" help:"Show every stored step of an order's way, the oldest first."`
 }
 

@@ -14,6 +14,7 @@ import (
 type Dispatches struct {
 	store  Store[DispatchTx]
 	policy DispatchPolicy
+	room   chan struct{} // holds a token when somebody may have room who had none
 }
 
 // DispatchPolicy says when an order is dispatched.
@@ -24,7 +25,7 @@ type DispatchPolicy struct {
 
 // NewDispatches returns the use cases over the dispatch service's database.
 func NewDispatches(store Store[DispatchTx], policy DispatchPolicy) *Dispatches {
-	return &Dispatches{store, policy}
+	return &Dispatches{store, policy, make(chan struct{}, 1)}
 }
 
 // AssignPlaced assigns a courier to an order that was placed, unless orders wait to be paid. An order that had a
@@ -47,106 +48,95 @@ func (s *Dispatches) AssignPaid(ctx context.Context, e event.PaymentSucceeded) e
 	return s.Assign(ctx, e.Order)
 }
 
-// Assign gives the order to a courier and, in the same transaction, announces it. An order that has a dispatch keeps
-// it: ErrDuplicate. It is Invalid if the event breaks a rule or tells of another order than the one that was dispatched
-// under this id. If no courier on duty has room, the order waits and the error is Exhausted, until the deadline has
-// passed: then it is announced that there will be none.
+// Assign gives the order to a courier and, in the same transaction, announces it. If no courier on duty has room, or
+// others wait for one already, the order waits for AssignWaiting. An order that is known keeps what it has:
+// ErrDuplicate. It is Invalid if the event breaks a rule or tells of another order than the one that is known under
+// this id.
 func (s *Dispatches) Assign(ctx context.Context, e event.Order) error {
 	job, err := jobOf(e)
 	if err != nil {
 		return err
 	}
-	err = s.assign(ctx, job)
-	if domain.KindOf(err) != domain.Exhausted {
-		return err
-	}
-	if s.policy.Deadline > 0 && time.Since(job.PlacedAt) > s.policy.Deadline {
-		return s.giveUp(ctx, e, job)
-	}
-	if waitErr := s.wait(WithoutDelivery(ctx), job); waitErr != nil {
-		return waitErr
-	}
-	return err
-}
-
-func (s *Dispatches) assign(ctx context.Context, job dispatch.Job) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		courier, err := tx.Couriers.Take(ctx)
+		courier, err := tx.Couriers.Take(ctx, false)
+		d := dispatch.New(job, courier, time.Now())
+		if domain.KindOf(err) == domain.Exhausted {
+			d, err = dispatch.Wait(job), nil
+		}
 		if err != nil {
-			// Nobody is needed for an order that has a courier, or is not wanted any more.
-			if stored, getErr := tx.Dispatches.Get(ctx, job.OrderID); getErr == nil && stored.State != dispatch.Waiting {
-				return dispatchedBefore(ctx, tx, job)
-			}
 			return err
 		}
-		d := dispatch.New(job, courier, time.Now())
 		err = tx.Dispatches.Add(ctx, d)
 		if domain.KindOf(err) == domain.Conflict {
-			waited, err := s.assignWaiting(ctx, tx, job, courier, d.AssignedAt)
-			if err != nil || !waited {
+			if err := free(ctx, tx, d); err != nil {
 				return err
 			}
-		} else if err != nil {
+			return dispatchedBefore(ctx, tx, job)
+		}
+		if err != nil || !d.Active() {
 			return err
 		}
-		return tx.Outbox.Publish(ctx, event.DispatchAssigned{
-			OrderID: job.OrderID.String(), CourierID: courier.String(), AssignedAt: d.AssignedAt, Version: job.OrderVersion,
+		return tx.Outbox.Publish(ctx, assignedEvent(d))
+	})
+}
+
+// free gives back the room that the dispatch takes at its courier, if it has one.
+func free(ctx context.Context, tx DispatchTx, d dispatch.Dispatch) error {
+	if !d.Active() {
+		return nil
+	}
+	return tx.Couriers.Count(ctx, d.CourierID, -1)
+}
+
+func assignedEvent(d dispatch.Dispatch) event.DispatchAssigned {
+	return event.DispatchAssigned{
+		OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt, Version: d.Job.OrderVersion,
+	}
+}
+
+// waitingBatch is how many waiting orders one transaction decides about: their rows and couriers are locked until its
+// end.
+const waitingBatch = 100
+
+// AssignWaiting decides about orders that wait, the oldest first: those that have waited past the deadline are given up,
+// and others get a courier while there is room. Each decision is announced in the transaction that makes it. It decides
+// about a bounded number and reports whether there may be more to do at once. Any number of processes may do so.
+func (s *Dispatches) AssignWaiting(ctx context.Context) (more bool, err error) {
+	var decided int
+	err = s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
+		decided = 0
+		err := tx.Dispatches.UpdateWaiting(ctx, waitingBatch, func(d *dispatch.Dispatch) (bool, error) {
+			announced, err := s.decide(ctx, tx, d)
+			if err != nil {
+				return false, err
+			}
+			decided++
+			return true, tx.Outbox.Publish(ctx, announced)
 		})
-	})
-}
-
-// assignWaiting gives the courier to an order that is known: to one that waited, and to no other.
-func (s *Dispatches) assignWaiting(ctx context.Context, tx DispatchTx, job dispatch.Job, courier dispatch.CourierID, at time.Time) (waited bool, err error) {
-	err = tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
-		if !sameJob(d.Job, job) {
-			return false, nil
-		}
-		waited = d.Assign(courier, at)
-		return waited, nil
-	})
-	if err != nil || waited {
-		return waited, err
-	}
-	if err := tx.Couriers.Count(ctx, courier, -1); err != nil {
-		return false, err
-	}
-	return false, dispatchedBefore(ctx, tx, job)
-}
-
-// wait records that the order is known and waits for a courier.
-func (s *Dispatches) wait(ctx context.Context, job dispatch.Job) error {
-	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		_, err := tx.Dispatches.Get(ctx, job.OrderID)
-		if domain.KindOf(err) == domain.NotFound {
-			err = tx.Dispatches.Add(ctx, dispatch.Wait(job))
-		}
-		if domain.KindOf(err) == domain.Conflict {
-			return nil
+		if domain.KindOf(err) == domain.Exhausted {
+			return nil // what was decided until then stands
 		}
 		return err
 	})
+	return err == nil && decided == waitingBatch, err
 }
 
-// giveUp records and announces that no courier was found in time.
-func (s *Dispatches) giveUp(ctx context.Context, e event.Order, job dispatch.Job) error {
-	at := time.Now()
-	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		changed := true
-		err := tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
-			changed = d.GiveUp(at)
-			return changed, nil
-		})
-		if domain.KindOf(err) == domain.NotFound {
-			err = tx.Dispatches.Add(ctx, dispatch.End(job, dispatch.Impossible, at))
-		}
-		if err != nil || !changed {
-			return err
-		}
-		return tx.Outbox.Publish(ctx, event.DispatchImpossible{Order: e, GivenUpAt: at.UTC().Truncate(time.Microsecond)})
-	})
+// decide gives a waiting order up if it is late, and to a courier otherwise. Exhausted if nobody has room.
+func (s *Dispatches) decide(ctx context.Context, tx DispatchTx, d *dispatch.Dispatch) (event.Event, error) {
+	now := time.Now()
+	if s.policy.Deadline > 0 && now.Sub(d.Job.PlacedAt) > s.policy.Deadline {
+		d.GiveUp(now)
+		return event.DispatchImpossible{Order: orderOf(d.Job), GivenUpAt: d.ReleasedAt}, nil
+	}
+	courier, err := tx.Couriers.Take(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	d.Assign(courier, now)
+	return assignedEvent(*d), nil
 }
 
-// restore stores the dispatch that the order service knows of, if it is missing here.
+// restore stores the dispatch that the order service knows of, if it is missing here, or waits because it was lost.
 func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
 	job, err := jobOf(e.Order)
 	if err != nil {
@@ -165,7 +155,14 @@ func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
 		err := tx.Dispatches.Add(ctx, d)
 		if domain.KindOf(err) == domain.Conflict {
-			return dispatchedBefore(ctx, tx, job)
+			var waited bool
+			err = tx.Dispatches.Update(ctx, job.OrderID, func(stored *dispatch.Dispatch) (bool, error) {
+				waited = stored.Restore(d)
+				return waited, nil
+			})
+			if err == nil && !waited {
+				return dispatchedBefore(ctx, tx, job)
+			}
 		}
 		if err == nil && d.Active() {
 			err = tx.Couriers.Count(ctx, courier, 1)
@@ -187,32 +184,46 @@ func jobOf(e event.Order) (dispatch.Job, error) {
 	return dispatch.Job{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, OrderVersion: e.Version}, nil
 }
 
-func sameJob(a, b dispatch.Job) bool { return a.Name == b.Name && a.Money == b.Money }
+// orderOf is jobOf the other way round. Whoever has a job has heard of an order that was not dispatched.
+func orderOf(j dispatch.Job) event.Order {
+	return event.Order{
+		OrderID: j.OrderID.String(), Name: j.Name, Amount: j.Money.Amount(), Currency: j.Money.Currency(),
+		Status: order.Placed.String(), Version: j.OrderVersion, PlacedAt: j.PlacedAt,
+	}
+}
 
-// dispatchedBefore tells an announcement that is repeated under a new event id from one that contradicts the first.
-// A newer version of the order corrects what is kept of it, but never an amount. Unless it does, the transaction is
-// rolled back, and a courier who was taken has the room again.
+// dispatchedBefore tells an announcement that is repeated under a new event id, ErrDuplicate, from one that contradicts
+// the first, and from a newer one that corrects it.
 func dispatchedBefore(ctx context.Context, tx DispatchTx, job dispatch.Job) error {
-	var corrected bool
-	err := tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
-		newer := job.OrderVersion > d.Job.OrderVersion
-		if d.Job.Money != job.Money || d.Job.Name != job.Name && !newer {
-			return false, domain.Errorf(domain.Invalid, "order_mismatch",
-				"order %s was dispatched with another name or amount than this event says", job.OrderID)
-		}
-		corrected = newer && (d.Job.Name != job.Name || !d.Job.PlacedAt.Equal(job.PlacedAt))
-		if corrected {
-			d.Job = job
-		}
-		return corrected, nil
-	})
+	stored, err := tx.Dispatches.Get(ctx, job.OrderID) // without a lock: it has been repeated a thousand times
 	if err != nil {
 		return err
 	}
-	if corrected {
-		return tx.History.Add(ctx, job.OrderID.String(), "dispatch_corrected", "name and time are as the order service knows them now")
+	corrected, err := stored.Correct(job)
+	if err != nil {
+		return err
 	}
-	return ErrDuplicate
+	if !corrected {
+		return ErrDuplicate
+	}
+	err = tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) { return d.Correct(job) })
+	if err != nil {
+		return err
+	}
+	return tx.History.Add(ctx, job.OrderID.String(), "dispatch_corrected", "name and time are as the order service knows them now")
+}
+
+// Room returns a channel that gives a value after this process has made room at a courier: it is time to AssignWaiting.
+func (s *Dispatches) Room() <-chan struct{} { return s.room }
+
+func (s *Dispatches) roomMade(err error) {
+	if err != nil {
+		return
+	}
+	select {
+	case s.room <- struct{}{}:
+	default: // it will be looked at
+	}
 }
 
 // Release takes back the courier of an order that is cancelled. If the order is not known yet, that is recorded, and
@@ -222,26 +233,26 @@ func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error 
 	if err != nil {
 		return err
 	}
-	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		var before, after dispatch.Dispatch
+	var before dispatch.Dispatch
+	err = s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
 		err := tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
 			before = *d
-			changed := d.Release(e.CancelledAt)
-			after = *d
-			return changed, nil
+			return d.Release(e.CancelledAt), nil
 		})
 		switch {
 		case domain.KindOf(err) == domain.NotFound:
 			return tx.Dispatches.Add(ctx, dispatch.End(job, dispatch.Released, e.CancelledAt))
 		case err != nil:
 			return err
-		case before.Active() && !after.Active():
-			return tx.Couriers.Count(ctx, before.CourierID, -1)
 		case before.State == dispatch.Delivered:
 			return tx.History.Add(ctx, e.OrderID, "cancelled_after_delivery", "the order was cancelled after the courier had brought it")
 		}
-		return nil
+		return free(ctx, tx, before)
 	})
+	if before.Active() {
+		s.roomMade(err)
+	}
+	return err
 }
 
 // MarkDelivered records that the courier brought the order, and announces it. Doing so again changes nothing. NotFound
@@ -266,6 +277,7 @@ func (s *Dispatches) MarkDelivered(ctx context.Context, id order.ID) (dispatch.D
 			DeliveredAt: delivered.DeliveredAt, Version: delivered.Job.OrderVersion,
 		})
 	})
+	s.roomMade(err)
 	return delivered, err
 }
 
@@ -281,7 +293,9 @@ func (s *Dispatches) Get(ctx context.Context, id order.ID) (dispatch.Dispatch, e
 
 // AddCourier puts a courier on the roster. Conflict if the id is taken.
 func (s *Dispatches) AddCourier(ctx context.Context, c dispatch.Courier) error {
-	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error { return tx.Couriers.Add(ctx, c) })
+	err := s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error { return tx.Couriers.Add(ctx, c) })
+	s.roomMade(err)
+	return err
 }
 
 // ChangeCourier changes those of the courier's values that are not nil and returns the courier. NotFound if there
@@ -294,6 +308,7 @@ func (s *Dispatches) ChangeCourier(ctx context.Context, id dispatch.CourierID, n
 		})
 		return err
 	})
+	s.roomMade(err)
 	return changed, err
 }
 
@@ -305,4 +320,14 @@ func (s *Dispatches) Couriers(ctx context.Context) ([]dispatch.Courier, error) {
 		return err
 	})
 	return couriers, err
+}
+
+// Backlog returns what waits for a courier.
+func (s *Dispatches) Backlog(ctx context.Context) (dispatch.Backlog, error) {
+	var b dispatch.Backlog
+	err := s.store.View(ctx, func(ctx context.Context, tx DispatchTx) (err error) {
+		b, err = tx.Dispatches.Backlog(ctx)
+		return err
+	})
+	return b, err
 }

@@ -2,7 +2,10 @@ package app
 
 import (
 	"context"
+	"errors"
+	"time"
 
+	"takeout/domain"
 	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/domain/payment"
@@ -18,20 +21,161 @@ type Payments struct {
 // NewPayments returns the use cases over the payment service's database.
 func NewPayments(store Store[PaymentTx], gateway Gateway) *Payments { return &Payments{store, gateway} }
 
-// Gateway takes and gives back money. Both calls are idempotent by the order's id: asked again, it answers as before.
+// Gateway takes and gives back money. Both calls are idempotent by the order's id: asked again, it answers as before. An
+// error leaves open what happened, so that the caller must ask again.
 type Gateway interface {
 	// Charge takes the money and returns a reference, 1 to 100 printable ASCII characters. A refusal is a Conflict
-	// error, whose message is the reason; any other error leaves open what happened.
+	// error, whose message is the reason: then nothing was taken, and nothing ever will be.
 	Charge(ctx context.Context, bill payment.Bill) (reference string, err error)
-	// Refund gives back what was charged. An error leaves open what happened.
-	Refund(ctx context.Context, bill payment.Bill, reference string) error
+	// Cancel makes sure that nothing is charged for the order, and never will be: what was taken is given back, and
+	// what is asked for from now on is refused.
+	Cancel(ctx context.Context, bill payment.Bill) error
 }
 
-// Charge charges an order that was placed.
-func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error { return nil }
+// gatewayTimeout is how long one call of the gateway may take.
+const gatewayTimeout = 10 * time.Second
 
-// Refund pays back what was charged for an order that is cancelled.
-func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error { return nil }
+// Charge charges an order that was placed, and announces whether it is paid. An order whose payment is decided keeps
+// it: ErrDuplicate. It is Invalid if the event breaks a rule or tells of another order than the one that the payment is
+// for.
+//
+// That the payment has begun is stored before the gateway is asked, so that whoever finds it after a crash asks the
+// gateway again, and a cancellation that comes meanwhile knows that there may be something to give back.
+func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
+	bill, err := billOf(e.Order)
+	if err != nil {
+		return err
+	}
+	if err := s.begin(WithoutDelivery(ctx), bill); err != nil {
+		return err
+	}
+	reference, err := s.charge(ctx, bill)
+	refusal, refused := errors.AsType[*domain.Error](err)
+	refused = refused && refusal.Kind == domain.Conflict
+	if err != nil && !refused {
+		return err
+	}
+	at := micro(time.Now())
+	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+		var changed bool
+		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) {
+			if refused {
+				changed = p.Refuse(refusal.Message, at)
+			} else {
+				changed = p.Succeed(reference, at)
+			}
+			return changed, nil
+		})
+		switch {
+		case err != nil || !changed: // the order was cancelled meanwhile, or this is not the only one who asked
+			return err
+		case refused:
+			return tx.Outbox.Publish(ctx, event.PaymentRefused{Order: e.Order, Reason: refusal.Message, RefusedAt: at})
+		}
+		return tx.Outbox.Publish(ctx, event.PaymentSucceeded{Order: e.Order, Reference: reference, PaidAt: at})
+	})
+}
+
+// begin stores that the order is being charged, unless it is stored. ErrDuplicate if the payment is decided.
+func (s *Payments) begin(ctx context.Context, bill payment.Bill) error {
+	p, err := s.Get(ctx, bill.OrderID)
+	if domain.KindOf(err) == domain.NotFound {
+		p = payment.Payment{Bill: bill, State: payment.Charging}
+		err = s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+			err := tx.Payments.Add(ctx, p)
+			if domain.KindOf(err) == domain.Conflict { // somebody else's, or our own from a COMMIT without an answer
+				p, err = tx.Payments.Get(ctx, bill.OrderID)
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return err
+	}
+	corrected, err := p.Correct(bill)
+	if err == nil && corrected {
+		err = s.correct(ctx, bill)
+	}
+	if err == nil && p.State != payment.Charging {
+		return ErrDuplicate
+	}
+	return err
+}
+
+func (s *Payments) correct(ctx context.Context, bill payment.Bill) error {
+	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) { return p.Correct(bill) })
+		if err != nil {
+			return err
+		}
+		return tx.History.Add(ctx, bill.OrderID.String(), "payment_corrected", "name and time are as the order service knows them now")
+	})
+}
+
+func (s *Payments) charge(ctx context.Context, bill payment.Bill) (reference string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
+	defer cancel()
+	return s.gateway.Charge(ctx, bill)
+}
+
+// Refund pays back what was charged for an order that is cancelled, and announces it. If the order is not known yet, that
+// is recorded, and it will not be charged. It is Invalid if the event breaks a rule or tells of another order than the
+// one that the payment is for.
+func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
+	bill, err := billOf(e.Order)
+	if err != nil {
+		return err
+	}
+	p, err := s.Get(ctx, bill.OrderID)
+	known := domain.KindOf(err) != domain.NotFound
+	if known && err != nil {
+		return err
+	}
+	if known {
+		if _, err := p.Correct(bill); err != nil {
+			return err
+		}
+		bill = p.Bill
+	}
+	// Also when nothing is known: what this database knew may be lost.
+	if !known || p.State == payment.Charging || p.State == payment.Succeeded {
+		if err := s.cancel(ctx, bill); err != nil {
+			return err
+		}
+	}
+	at := micro(time.Now())
+	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+		if !known {
+			return tx.Payments.Add(ctx, payment.Payment{Bill: bill, State: payment.Void, DecidedAt: at})
+		}
+		var before payment.Payment
+		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) {
+			before = *p
+			return p.Cancel(at), nil
+		})
+		if err != nil || before.State != payment.Succeeded {
+			return err
+		}
+		return tx.Outbox.Publish(ctx, event.PaymentRefunded{Order: e.Order, Reference: before.Reference, RefundedAt: at})
+	})
+}
+
+func (s *Payments) cancel(ctx context.Context, bill payment.Bill) error {
+	ctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
+	defer cancel()
+	return s.gateway.Cancel(ctx, bill)
+}
+
+func billOf(e event.Order) (payment.Bill, error) {
+	o, err := rebuild(e)
+	if err != nil {
+		return payment.Bill{}, err
+	}
+	s := o.Snapshot()
+	return payment.Bill{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, OrderVersion: e.Version}, nil
+}
+
+func micro(at time.Time) time.Time { return at.UTC().Truncate(time.Microsecond) }
 
 // Get returns the payment of an order. NotFound if there is none.
 func (s *Payments) Get(ctx context.Context, id order.ID) (payment.Payment, error) {

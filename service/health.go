@@ -61,6 +61,15 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 	if s.announcesEarly() {
 		worse("degraded", "announcing", earlyWarning)
 	}
+	if s.cfg.has(messaging.Dispatch) {
+		switch waiting, err := s.checkWaiting(ctx); {
+		case err != nil: // the database's check says so
+		case waiting.OK:
+			h.Checks["dispatch"] = waiting
+		default:
+			worse("degraded", "dispatch", waiting.Detail)
+		}
+	}
 	if s.stopping.Load() {
 		worse("unavailable", "process", "is stopping")
 	}
@@ -99,12 +108,13 @@ func (s *Service) askDatabases(ctx context.Context) []pending {
 type gauges struct{ *Service }
 
 var (
-	outboxPending  = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
-	outboxOldest   = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
-	retriesPending = prometheus.NewDesc("takeout_retries_pending", "Messages that wait for their next attempt, counted up to 100000.", []string{"database"}, nil)
-	failuresOpen   = prometheus.NewDesc("takeout_failures_open", "Messages that wait for a person, counted up to 100000.", []string{"database"}, nil)
-	brokerUp       = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
-	buildInfo      = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
+	outboxPending   = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
+	outboxOldest    = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
+	retriesPending  = prometheus.NewDesc("takeout_retries_pending", "Messages that wait for their next attempt, counted up to 100000.", []string{"database"}, nil)
+	failuresOpen    = prometheus.NewDesc("takeout_failures_open", "Messages that wait for a person, counted up to 100000.", []string{"database"}, nil)
+	dispatchWaiting = prometheus.NewDesc("takeout_dispatch_waiting", "Orders that wait for a courier, counted up to 100000.", nil, nil)
+	brokerUp        = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	buildInfo       = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -135,6 +145,11 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		})
 	}
 	asking.Wait()
+	if g.cfg.has(messaging.Dispatch) {
+		if b, err := g.useCases.Dispatches.Backlog(ctx); err == nil {
+			ch <- prometheus.MustNewConstMetric(dispatchWaiting, prometheus.GaugeValue, float64(b.Waiting))
+		}
+	}
 	up := 0.0
 	if g.broker.Check() == nil {
 		up = 1

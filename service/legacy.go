@@ -26,9 +26,7 @@ func (s *Service) announceEarly() error {
 		Publish: s.publishNow,
 		Fail:    func() bool { return rand.Float64() < s.cfg.FailAfterPublish },
 	})
-	ctx, end := context.WithCancel(context.Background())
-	s.background = append(s.background, end)
-	s.running.Go(func() {
+	s.alongside(func(ctx context.Context) {
 		for ctx.Err() == nil {
 			s.logger.Warn(earlyWarning, "fail_after_publish", s.cfg.FailAfterPublish)
 			select {

@@ -20,11 +20,10 @@ func (s *Service) prune() error {
 		Name: "takeout_pruned_total", Help: "Rows deleted because they were older than is kept.",
 	}, []string{"database", "table"})
 	s.registry.MustRegister(pruned)
-	ctx, end := context.WithCancel(context.Background())
-	s.background = append(s.background, end)
 	for _, db := range s.databases {
 		if s.cfg.serves(db.DB().Name()) {
-			s.running.Go(func() { s.pruneUntil(ctx, db, pruned.MustCurryWith(prometheus.Labels{"database": db.DB().Name()})) })
+			labelled := pruned.MustCurryWith(prometheus.Labels{"database": db.DB().Name()})
+			s.alongside(func(ctx context.Context) { s.pruneUntil(ctx, db, labelled) })
 		}
 	}
 	return nil

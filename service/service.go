@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"takeout/adapters/rabbitmq"
+	"takeout/adapters/simgateway"
 	"takeout/adapters/sqlbroker"
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
@@ -93,7 +94,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.announceEarly, s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.prune} {
+	for _, start := range []func() error{s.announceEarly, s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.assignWaiting, s.prune} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -135,12 +136,12 @@ func (s *Service) openDatabase(service string) error {
 			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
 		})
 	case "payment":
-		store, err := sqlstore.OpenPayments(url, s.cfg.eventKeys(), s.logger)
+		store, err := sqlstore.OpenPayments(url, s.cfg.eventKeys(), s.logger, simgateway.Schema())
 		if err != nil {
 			return err
 		}
 		s.opened(service, store, store)
-		s.useCases.Payments = app.NewPayments(store, nil)
+		s.useCases.Payments = app.NewPayments(store, simgateway.New(store.DB(), s.cfg.PaymentRefusals, s.cfg.PaymentTimeouts))
 	case "points":
 		store, err := sqlstore.OpenPoints(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
@@ -301,6 +302,12 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Dispatch) {
 		api.Dispatches = s.useCases.Dispatches
 	}
+	if s.cfg.has(messaging.Payment) {
+		api.Payments = s.useCases.Payments
+	}
+	if s.cfg.has(messaging.Points) {
+		api.Points = s.useCases.Points
+	}
 	if s.cfg.has(messaging.Compensation) {
 		api.Compensation = s.useCases.Compensation
 	}
@@ -404,6 +411,13 @@ func (s *Service) run(what string, work func() error) {
 			s.failed <- fmt.Errorf("%s: %w", what, err)
 		}
 	})
+}
+
+// alongside does work beside the messages until Stop ends its context.
+func (s *Service) alongside(work func(ctx context.Context)) {
+	ctx, end := context.WithCancel(context.Background())
+	s.background = append(s.background, end)
+	s.running.Go(func() { work(ctx) })
 }
 
 func (s *Service) begun(running <-chan struct{}) error {

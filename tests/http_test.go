@@ -671,6 +671,7 @@ func (s *system) served(t testing.TB, method, path string) bool {
 var allRoutes = []string{
 	"POST /v1/orders", "GET /v1/orders", "GET /v1/orders/{order_id}", "POST /v1/orders/{order_id}/cancel",
 	"GET /v1/orders/{order_id}/timeline", "GET /v1/dispatches/{order_id}", "POST /v1/dispatches/{order_id}/delivered",
+	"GET /v1/payments/{order_id}", "GET /v1/points/{order_id}",
 	"GET /v1/couriers", "POST /v1/couriers", "PATCH /v1/couriers/{courier_id}", "GET /v1/failures", "GET /v1/failures/{id}",
 	"GET /v1/failures/groups", "GET /v1/failures/{id}/payload", "POST /v1/failures/retry", "POST /v1/failures/{id}/edit",
 	"POST /v1/failures/{id}/retry", "POST /v1/failures/{id}/discard", "GET /v1/reconciliation", "POST /v1/reconciliation",

@@ -165,21 +165,31 @@ func TestOrderKeepsItsPlaceInTheList(t *testing.T) {
 	})
 }
 
+// nobodyOnDuty sends all couriers home, also those that a new embedded installation comes with.
+func (s *system) nobodyOnDuty(t testing.TB) {
+	t.Helper()
+	for _, id := range []string{"zhao", "courier-chen", "courier-li", "courier-wang"} {
+		a := mustSend(t, http.MethodPatch, s.dispatchAPI+"/v1/couriers/"+id, `{"on_duty":false}`)
+		require.Contains(t, []int{http.StatusOK, http.StatusNotFound}, a.status, "%s", a)
+	}
+}
+
 func TestNobodyOnDutyKeepsOrdersWaitingAndLosesNone(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
-		off := mustSend(t, http.MethodPatch, s.dispatchAPI+"/v1/couriers/zhao", `{"on_duty":false}`)
-		require.Equal(t, http.StatusOK, off.status, "%s", off)
-		for i := range 3 {
-			mustSend(t, http.MethodPatch, s.dispatchAPI+fmt.Sprintf("/v1/couriers/courier-%s", []string{"chen", "li", "wang"}[i]), `{"on_duty":false}`)
-		}
+		s.nobodyOnDuty(t)
 		id := s.place(t, "late dinner", 100)
 		eventually(t, "readiness says why", func() error {
-			if a := mustGet(t, s.api+"/readyz"); a.status != http.StatusOK || !contains(a.body, "no courier on duty") {
+			a := mustGet(t, s.api+"/readyz")
+			if a.status != http.StatusOK || !contains(a.body, "1 orders wait for a courier") || !contains(a.body, "no courier is on duty") {
 				return fmt.Errorf("%s", a)
 			}
 			return nil
 		})
+		require.NotContains(t, string(mustGet(t, s.api+"/readyz").body), "pauses", "what waits is a row, and holds no message back")
 		require.Equal(t, "placed", s.get(t, id).Status)
+		a := mustGet(t, s.dispatchAPI+"/v1/dispatches/"+id)
+		require.Contains(t, string(a.body), `"state":"waiting"`)
+		require.Contains(t, string(a.body), `"courier_id":null`)
 		on := mustSend(t, http.MethodPatch, s.dispatchAPI+"/v1/couriers/zhao", `{"on_duty":true}`)
 		require.Equal(t, http.StatusOK, on.status, "%s", on)
 		s.awaitDispatched(t, id)
@@ -189,18 +199,12 @@ func TestNobodyOnDutyKeepsOrdersWaitingAndLosesNone(t *testing.T) {
 
 func TestCapacityIsNeverExceeded(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
-		for _, id := range []string{"zhao", "courier-chen", "courier-li", "courier-wang"} {
-			mustSend(t, http.MethodPatch, s.dispatchAPI+"/v1/couriers/"+id, `{"on_duty":false}`)
-		}
+		s.nobodyOnDuty(t)
 		s.addCourier(t, "small", 3)
 		s.addCourier(t, "large", 7)
 		s.placeMany(t, 15, 8)
-		eventually(t, "both couriers are full", func() error {
-			if n := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon"); n != 10 {
-				return fmt.Errorf("%d orders are dispatched", n)
-			}
-			return nil
-		})
+		s.awaitDispatchRows(t, 10, "SELECT COUNT(*) FROM platoon WHERE state = 'assigned'")
+		s.awaitDispatchRows(t, 5, "SELECT COUNT(*) FROM platoon WHERE state = 'waiting'")
 		require.Equal(t, 3, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE takeout_userId = 'small'"))
 		require.Equal(t, 7, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE takeout_userId = 'large'"))
 		raised := mustSend(t, http.MethodPatch, s.dispatchAPI+"/v1/couriers/small", `{"capacity":8}`)

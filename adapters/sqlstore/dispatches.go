@@ -47,14 +47,62 @@ func (r dispatches) Update(ctx context.Context, id order.ID, change func(*dispat
 	if err != nil {
 		return err
 	}
+	return r.save(ctx, d, change)
+}
+
+// save saves what change makes of d, whose row is locked, if it reports true.
+func (r dispatches) save(ctx context.Context, d dispatch.Dispatch, change func(*dispatch.Dispatch) (bool, error)) error {
 	if changed, err := change(&d); err != nil || !changed {
 		return err
 	}
-	_, err = r.q.ExecContext(ctx, "UPDATE platoon SET takeout_userId = ?, state = ?, name = ?, placed_at = ?, order_version = ?, "+
+	_, err := r.q.ExecContext(ctx, "UPDATE platoon SET takeout_userId = ?, state = ?, name = ?, placed_at = ?, order_version = ?, "+
 		"assigned_at = ?, delivered_at = ?, released_at = ? WHERE orderId = ?",
 		nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.PlacedAt, d.Job.OrderVersion,
-		nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt), id.String())
+		nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt), d.Job.OrderID.String())
 	return err
+}
+
+func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func(*dispatch.Dispatch) (bool, error)) error {
+	waiting, err := r.waiting(ctx, limit)
+	if err != nil {
+		return err
+	}
+	for _, d := range waiting {
+		if err := r.save(ctx, d, change); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r dispatches) waiting(ctx context.Context, limit int) ([]dispatch.Dispatch, error) {
+	rows, err := r.q.QueryContext(ctx, "SELECT "+dispatchColumns+" FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT ?"+
+		r.db.ForUpdate+r.db.SkipLocked, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var waiting []dispatch.Dispatch
+	for rows.Next() {
+		d, err := scanDispatch(rows)
+		if err != nil {
+			return nil, err
+		}
+		waiting = append(waiting, d)
+	}
+	return waiting, rows.Err()
+}
+
+func (r dispatches) Backlog(ctx context.Context) (dispatch.Backlog, error) {
+	var b dispatch.Backlog
+	err := r.q.QueryRowContext(ctx, "SELECT placed_at, (SELECT COUNT(*) FROM (SELECT 1 FROM platoon WHERE state = 'waiting' LIMIT ?) w), "+
+		"EXISTS (SELECT 1 FROM courier WHERE on_duty = 1) FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT 1", dispatch.MaxBacklog).
+		Scan(&b.Oldest, &b.Waiting, &b.OnDuty)
+	if errors.Is(err, sql.ErrNoRows) {
+		return dispatch.Backlog{}, nil
+	}
+	b.Oldest = b.Oldest.UTC()
+	return b, err
 }
 
 func scanDispatch(row interface{ Scan(...any) error }) (dispatch.Dispatch, error) {
@@ -140,8 +188,8 @@ func (r couriers) Update(ctx context.Context, id dispatch.CourierID, change func
 
 // Take reads who could be taken without a lock, begins with one of them by chance, and takes the first who still can
 // be: only that courier's row is locked, and only shared if there is no count to keep.
-func (r couriers) Take(ctx context.Context) (dispatch.CourierID, error) {
-	candidates, err := r.candidates(ctx)
+func (r couriers) Take(ctx context.Context, overtaking bool) (dispatch.CourierID, error) {
+	candidates, err := r.candidates(ctx, overtaking)
 	if err != nil {
 		return dispatch.CourierID{}, err
 	}
@@ -158,10 +206,27 @@ func (r couriers) Take(ctx context.Context) (dispatch.CourierID, error) {
 	return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_courier", "no courier on duty has room for one more order")
 }
 
+// Count keeps a courier without a limit as they are until the transaction ends: whoever gives them one counts what is
+// committed, and would miss what is done here.
 func (r couriers) Count(ctx context.Context, id dispatch.CourierID, orders int) error {
-	_, err := r.q.ExecContext(ctx, "UPDATE courier SET active = CASE WHEN active + ? < 0 THEN 0 ELSE active + ? END "+
-		"WHERE courier_id = ? AND capacity > 0", orders, orders, id.String())
-	return err
+	for {
+		result, err := r.q.ExecContext(ctx, "UPDATE courier SET active = CASE WHEN active + ? < 0 THEN 0 ELSE active + ? END "+
+			"WHERE courier_id = ? AND capacity > 0", orders, orders, id.String())
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 1 {
+			return err
+		}
+		var limited bool
+		err = r.q.QueryRowContext(ctx, "SELECT capacity > 0 FROM courier WHERE courier_id = ?"+r.db.ForShare, id.String()).Scan(&limited)
+		if errors.Is(err, sql.ErrNoRows) || err == nil && !limited {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 type candidate struct {
@@ -169,9 +234,12 @@ type candidate struct {
 	limited bool
 }
 
-func (r couriers) candidates(ctx context.Context) ([]candidate, error) {
-	rows, err := r.q.QueryContext(ctx,
-		"SELECT courier_id, capacity > 0 FROM courier WHERE on_duty = 1 AND (capacity = 0 OR active < capacity)")
+func (r couriers) candidates(ctx context.Context, overtaking bool) ([]candidate, error) {
+	query := "SELECT courier_id, capacity > 0 FROM courier WHERE on_duty = 1 AND (capacity = 0 OR active < capacity"
+	if !overtaking {
+		query += " AND NOT EXISTS (SELECT 1 FROM platoon WHERE state = 'waiting')"
+	}
+	rows, err := r.q.QueryContext(ctx, query+")")
 	if err != nil {
 		return nil, err
 	}

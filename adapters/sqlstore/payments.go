@@ -2,9 +2,11 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 
 	"takeout/adapters/sqldb"
+	"takeout/domain"
 	"takeout/domain/order"
 	"takeout/domain/payment"
 	"takeout/domain/points"
@@ -16,14 +18,69 @@ type payments struct {
 	db *sqldb.DB
 }
 
-func (r payments) Add(ctx context.Context, p payment.Payment) error { return errors.ErrUnsupported }
+const paymentColumns = "orderId, name, order_money, currency, placed_at, order_version, state, reference, reason, decided_at, refunded_at"
+
+func (r payments) Add(ctx context.Context, p payment.Payment) error {
+	_, err := r.q.ExecContext(ctx, "INSERT INTO payment ("+paymentColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+		p.Bill.OrderID.String(), p.Bill.Name, p.Bill.Money.Amount(), p.Bill.Money.Currency(), p.Bill.PlacedAt, p.Bill.OrderVersion,
+		p.State.String(), p.Reference, clip(p.Reason, maxReason), nullTime(p.DecidedAt), nullTime(p.RefundedAt))
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "payment_exists", "order %s has a payment", p.Bill.OrderID)
+	}
+	return err
+}
+
+// maxReason is how much of a gateway's reason is kept, in code points.
+const maxReason = 200
 
 func (r payments) Get(ctx context.Context, id order.ID) (payment.Payment, error) {
-	return payment.Payment{}, errors.ErrUnsupported
+	return r.get(ctx, id, "")
+}
+
+func (r payments) get(ctx context.Context, id order.ID, lock string) (payment.Payment, error) {
+	p, err := scanPayment(r.q.QueryRowContext(ctx, "SELECT "+paymentColumns+" FROM payment WHERE orderId = ?"+lock, id.String()))
+	if errors.Is(err, sql.ErrNoRows) {
+		return p, domain.Errorf(domain.NotFound, "payment_not_found", "order %s has no payment", id)
+	}
+	return p, err
 }
 
 func (r payments) Update(ctx context.Context, id order.ID, change func(*payment.Payment) (bool, error)) error {
-	return errors.ErrUnsupported
+	p, err := r.get(ctx, id, r.db.ForUpdate)
+	if err != nil {
+		return err
+	}
+	if changed, err := change(&p); err != nil || !changed {
+		return err
+	}
+	_, err = r.q.ExecContext(ctx, "UPDATE payment SET name = ?, placed_at = ?, order_version = ?, state = ?, reference = ?, reason = ?, "+
+		"decided_at = ?, refunded_at = ? WHERE orderId = ?",
+		p.Bill.Name, p.Bill.PlacedAt, p.Bill.OrderVersion, p.State.String(), p.Reference, clip(p.Reason, maxReason),
+		nullTime(p.DecidedAt), nullTime(p.RefundedAt), id.String())
+	return err
+}
+
+func scanPayment(row interface{ Scan(...any) error }) (payment.Payment, error) {
+	var (
+		p                   payment.Payment
+		id, currency, state string
+		amount              int64
+		decided, refunded   sql.NullTime
+	)
+	err := row.Scan(&id, &p.Bill.Name, &amount, &currency, &p.Bill.PlacedAt, &p.Bill.OrderVersion, &state, &p.Reference, &p.Reason,
+		&decided, &refunded)
+	if err != nil {
+		return p, err
+	}
+	var errs [2]error
+	p.Bill.OrderID, errs[0] = order.ParseID(id)
+	p.Bill.Money, errs[1] = domain.NewMoney(amount, currency)
+	if err := errors.Join(errs[:]...); err != nil {
+		return p, damaged("payment", id, err)
+	}
+	p.Bill.PlacedAt, p.State = p.Bill.PlacedAt.UTC(), payment.RestoreState(state)
+	p.DecidedAt, p.RefundedAt = utc(decided), utc(refunded)
+	return p, nil
 }
 
 // ledger implements points.Ledger on points_entry.
@@ -32,8 +89,30 @@ type ledger struct {
 	db *sqldb.DB
 }
 
-func (r ledger) Add(ctx context.Context, e points.Entry) error { return errors.ErrUnsupported }
+func (r ledger) Add(ctx context.Context, e points.Entry) error {
+	_, err := r.q.ExecContext(ctx, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) VALUES (?, ?, ?, ?, ?)",
+		e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "points_entered", "order %s has an entry of the kind %s", e.OrderID, e.Kind)
+	}
+	return err
+}
 
 func (r ledger) Entries(ctx context.Context, id order.ID) ([]points.Entry, error) {
-	return nil, errors.ErrUnsupported
+	rows, err := r.q.QueryContext(ctx, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id", id.String())
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var entries []points.Entry
+	for rows.Next() {
+		e := points.Entry{OrderID: id}
+		var kind string
+		if err := rows.Scan(&kind, &e.Points, &e.PlacedAt, &e.At); err != nil {
+			return nil, err
+		}
+		e.Kind, e.PlacedAt, e.At = points.RestoreKind(kind), e.PlacedAt.UTC(), e.At.UTC()
+		entries = append(entries, e)
+	}
+	return entries, rows.Err()
 }

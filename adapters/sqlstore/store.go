@@ -66,13 +66,18 @@ func OpenDispatches(rawURL string, keys event.Keys, logger *slog.Logger) (*Store
 	})
 }
 
-// OpenPayments returns the payment service's database, as OpenOrders does.
-func OpenPayments(rawURL string, keys event.Keys, logger *slog.Logger) (*Store[app.PaymentTx], error) {
-	return open("payment", rawURL, keys, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
+// OpenPayments returns the payment service's database, as OpenOrders does. The gateway may have tables in it too: their
+// schema is migrated and checked with the service's own.
+func OpenPayments(rawURL string, keys event.Keys, logger *slog.Logger, gateway ...sqldb.Schema) (*Store[app.PaymentTx], error) {
+	s, err := open("payment", rawURL, keys, logger, func(db *sqldb.DB) func(querier, app.Outbox) app.PaymentTx {
 		return func(q querier, outbox app.Outbox) app.PaymentTx {
 			return app.PaymentTx{Payments: payments{q, db}, Outbox: outbox, History: history{q}}
 		}
 	})
+	if err == nil {
+		s.schema = append(s.schema, gateway...)
+	}
+	return s, err
 }
 
 // OpenPoints returns the points service's database, as OpenOrders does.

@@ -98,8 +98,9 @@ type Roster interface {
 	// Take picks a courier who is on duty and has room, and counts one more order for them. That they are on
 	// duty and have room holds until the transaction ends; two transactions that take different couriers do not
 	// wait for each other, nor do two that take the same one whose capacity has no limit. Exhausted if there is
-	// nobody.
-	Take(ctx context.Context) (CourierID, error)
+	// nobody. Room that has a limit belongs to the orders that wait, if any do: only with overtaking it is taken for
+	// another one.
+	Take(ctx context.Context, overtaking bool) (CourierID, error)
 	// Count adds the orders to what the courier carries, or takes them off if negative. A courier who is not on the
 	// roster, or has no limit, is not counted.
 	Count(ctx context.Context, id CourierID, orders int) error

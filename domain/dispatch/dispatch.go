@@ -70,6 +70,31 @@ func (d *Dispatch) Assign(courier CourierID, at time.Time) bool {
 	return true
 }
 
+// Restore puts known, an earlier state of the same dispatch that was lost, in the place of one that waits, and reports
+// whether it did.
+func (d *Dispatch) Restore(known Dispatch) bool {
+	if d.State != Waiting || d.Job.Name != known.Job.Name || d.Job.Money != known.Job.Money {
+		return false
+	}
+	*d = known
+	return true
+}
+
+// Correct takes over what a newer version of the order says about it, and reports whether the dispatch changed. It is
+// Invalid if the job has another amount, or under the same version another name: then it is another order.
+func (d *Dispatch) Correct(job Job) (bool, error) {
+	newer := job.OrderVersion > d.Job.OrderVersion
+	if d.Job.Money != job.Money || d.Job.Name != job.Name && !newer {
+		return false, domain.Errorf(domain.Invalid, "order_mismatch",
+			"order %s was dispatched with another name or amount than this event says", job.OrderID)
+	}
+	if !newer || d.Job.Name == job.Name && d.Job.PlacedAt.Equal(job.PlacedAt) {
+		return false, nil
+	}
+	d.Job = job
+	return true, nil
+}
+
 // Active reports whether a courier is on the way.
 func (d *Dispatch) Active() bool { return d.State == Assigned }
 
@@ -114,4 +139,20 @@ type Repository interface {
 	// Update locks the dispatch, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.
 	Update(ctx context.Context, id order.ID, change func(*Dispatch) (bool, error)) error
+	// UpdateWaiting locks at most limit of the dispatches that wait, those of the oldest orders first, lets change
+	// modify each, and saves those for which change reports true. It leaves out what somebody else has locked, and
+	// stops at change's error.
+	UpdateWaiting(ctx context.Context, limit int, change func(*Dispatch) (bool, error)) error
+	// Backlog returns what waits.
+	Backlog(ctx context.Context) (Backlog, error)
+}
+
+// MaxBacklog is how far waiting orders are counted.
+const MaxBacklog = 100_000
+
+// Backlog is what waits for a courier.
+type Backlog struct {
+	Waiting int       // orders, counted up to MaxBacklog
+	Oldest  time.Time // when the one that was placed first was placed, zero if none waits, UTC
+	OnDuty  bool      // whether any courier is on duty
 }

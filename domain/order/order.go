@@ -179,15 +179,19 @@ func (o *Order) Cancel(reason string, at time.Time) (bool, error) {
 	o.status = Cancelled
 	o.cancelled = at.UTC().Truncate(time.Microsecond)
 	o.reason = reason
+	o.points = 0 // what was paid is paid back, and what that earned is taken back
 	o.version++
 	return true, nil
 }
 
-// RecordPoints notes what paying for the order earned, and reports whether the order changed.
+// RecordPoints notes what paying for the order earned, and reports whether the order changed: one that is cancelled
+// keeps nothing.
 func (o *Order) RecordPoints(points int64) bool {
-	changed := o.points != points
+	if o.status == Cancelled || o.points == points {
+		return false
+	}
 	o.points = points
-	return changed
+	return true
 }
 
 // Correct gives the order a new version without another change, so that it can be announced once more to somebody

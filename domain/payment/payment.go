@@ -47,6 +47,54 @@ type Payment struct {
 	RefundedAt time.Time // zero until refunded, UTC
 }
 
+// Succeed records that the gateway has charged, and reports whether the payment changed: one that is decided stays so.
+func (p *Payment) Succeed(reference string, at time.Time) bool {
+	if p.State != Charging {
+		return false
+	}
+	p.State, p.Reference, p.DecidedAt = Succeeded, reference, at
+	return true
+}
+
+// Refuse records that the gateway will not charge, and reports whether the payment changed: one that is decided stays
+// so.
+func (p *Payment) Refuse(reason string, at time.Time) bool {
+	if p.State != Charging {
+		return false
+	}
+	p.State, p.Reason, p.DecidedAt = Refused, reason, at
+	return true
+}
+
+// Cancel records that the gateway has charged nothing or has given it back, because the order is cancelled, and reports
+// whether the payment changed.
+func (p *Payment) Cancel(at time.Time) bool {
+	switch p.State {
+	case Charging:
+		p.State, p.DecidedAt = Void, at
+	case Succeeded:
+		p.State, p.RefundedAt = Refunded, at
+	default:
+		return false
+	}
+	return true
+}
+
+// Correct takes over what a newer version of the order says about it, and reports whether the payment changed. It is
+// Invalid if the bill has another amount, or under the same version another name: then it is another order.
+func (p *Payment) Correct(bill Bill) (bool, error) {
+	newer := bill.OrderVersion > p.Bill.OrderVersion
+	if p.Bill.Money != bill.Money || p.Bill.Name != bill.Name && !newer {
+		return false, domain.Errorf(domain.Invalid, "order_mismatch",
+			"the payment of order %s is for another name or amount than this event says", bill.OrderID)
+	}
+	if !newer || p.Bill.Name == bill.Name && p.Bill.PlacedAt.Equal(bill.PlacedAt) {
+		return false, nil
+	}
+	p.Bill = bill
+	return true, nil
+}
+
 // Repository stores payments. It is bound to the transaction that it was made for.
 type Repository interface {
 	// Add stores a new payment. Conflict if the order has one.

@@ -36,6 +36,15 @@ type Entry struct {
 	At       time.Time // UTC
 }
 
+// Sum returns what the entries come to.
+func Sum(entries []Entry) int64 {
+	var sum int64
+	for _, e := range entries {
+		sum += e.Points
+	}
+	return sum
+}
+
 // Ledger stores entries; they are never changed. It is bound to the transaction that it was made for.
 type Ledger interface {
 	// Add enters points. Conflict if the order has an entry of this kind.

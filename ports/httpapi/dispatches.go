@@ -14,15 +14,38 @@ import (
 
 // DispatchBody is a dispatch as operators see it.
 type DispatchBody struct {
-	OrderID      string    `json:"order_id"`
-	CourierID    string    `json:"courier_id"`
-	State        string    `json:"state" enum:"assigned"`
-	AssignedAt   time.Time `json:"assigned_at" doc:"UTC."`
-	Name         string    `json:"name" doc:"The order's, as it was announced."`
-	Amount       int64     `json:"amount" doc:"The order's, as it was announced, in minor units."`
-	Currency     string    `json:"currency"`
-	PlacedAt     time.Time `json:"placed_at" doc:"UTC."`
-	OrderVersion int64     `json:"order_version" doc:"Of the order that was dispatched."`
+	OrderID      string     `json:"order_id"`
+	CourierID    *string    `json:"courier_id" doc:"null while no courier has the order."`
+	State        string     `json:"state" enum:"waiting,assigned,delivered,released,impossible" doc:"waiting for a courier, with one, brought, not wanted any more, or without one in time."`
+	AssignedAt   *time.Time `json:"assigned_at" doc:"UTC; null while no courier has the order."`
+	DeliveredAt  *time.Time `json:"delivered_at,omitempty" doc:"UTC."`
+	ReleasedAt   *time.Time `json:"released_at,omitempty" doc:"UTC; when it was released or given up as impossible."`
+	Name         string     `json:"name" doc:"The order's, as it was announced."`
+	Amount       int64      `json:"amount" doc:"The order's, as it was announced, in minor units."`
+	Currency     string     `json:"currency"`
+	PlacedAt     time.Time  `json:"placed_at" doc:"UTC."`
+	OrderVersion int64      `json:"order_version" doc:"Of the order as it was announced."`
+}
+
+func dispatchBody(d dispatch.Dispatch) DispatchBody {
+	body := DispatchBody{
+		OrderID: d.Job.OrderID.String(), State: d.State.String(),
+		AssignedAt: timeOrNull(d.AssignedAt), DeliveredAt: timeOrNull(d.DeliveredAt), ReleasedAt: timeOrNull(d.ReleasedAt),
+		Name: d.Job.Name, Amount: d.Job.Money.Amount(), Currency: d.Job.Money.Currency(),
+		PlacedAt: d.Job.PlacedAt, OrderVersion: d.Job.OrderVersion,
+	}
+	if courier := d.CourierID.String(); courier != "" {
+		body.CourierID = &courier
+	}
+	return body
+}
+
+// timeOrNull is nil for the zero time.
+func timeOrNull(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
 }
 
 type dispatchView struct{ Body DispatchBody }
@@ -32,6 +55,11 @@ func (s *server) registerDispatches(api huma.API) {
 		OperationID: "get-dispatch", Method: http.MethodGet, Path: "/v1/dispatches/{order_id}", Summary: "Show an order's dispatch",
 		Tags: []string{"dispatch"}, Errors: []int{404, 503},
 	}, s.getDispatch)
+	register[struct{}](api, huma.Operation{
+		OperationID: "mark-delivered", Method: http.MethodPost, Path: "/v1/dispatches/{order_id}/delivered", Summary: "Say that the courier brought the order",
+		Description: "Doing so again changes nothing.", RequestBody: &huma.RequestBody{},
+		Tags: []string{"dispatch"}, Errors: []int{404, 409, 503},
+	}, s.markDelivered)
 }
 
 func (s *server) getDispatch(ctx context.Context, in *orderIDInput) (*dispatchView, error) {
@@ -43,11 +71,22 @@ func (s *server) getDispatch(ctx context.Context, in *orderIDInput) (*dispatchVi
 	if err != nil {
 		return nil, s.problem(ctx, err)
 	}
-	return &dispatchView{DispatchBody{
-		OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), State: d.State.String(), AssignedAt: d.AssignedAt,
-		Name: d.Job.Name, Amount: d.Job.Money.Amount(), Currency: d.Job.Money.Currency(),
-		PlacedAt: d.Job.PlacedAt, OrderVersion: d.Job.OrderVersion,
-	}}, nil
+	return &dispatchView{dispatchBody(d)}, nil
+}
+
+func (s *server) markDelivered(ctx context.Context, in *orderActionInput) (*dispatchView, error) {
+	id, err := order.ParseID(in.OrderID)
+	if err != nil {
+		return nil, newProblem(http.StatusNotFound, "dispatch_not_found", "there is no such dispatch")
+	}
+	if err := in.decode(&struct{}{}); err != nil {
+		return nil, err
+	}
+	d, err := s.Dispatches.MarkDelivered(ctx, id)
+	if err != nil {
+		return nil, s.problem(ctx, err)
+	}
+	return &dispatchView{dispatchBody(d)}, nil
 }
 
 // CourierBody is a courier as operators see them.

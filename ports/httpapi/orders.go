@@ -29,6 +29,11 @@ type OrderBody struct {
 	Version  int64           `json:"version" doc:"1 when placed, one more with each change."`
 	PlacedAt time.Time       `json:"placed_at" doc:"UTC."`
 	Dispatch *AssignmentBody `json:"dispatch" doc:"null until a courier has the order."`
+
+	DeliveredAt  *time.Time `json:"delivered_at,omitempty" doc:"UTC."`
+	CancelledAt  *time.Time `json:"cancelled_at,omitempty" doc:"UTC."`
+	CancelReason string     `json:"cancel_reason,omitempty"`
+	Points       int64      `json:"points" doc:"What paying for it earned."`
 }
 
 // AssignmentBody says which courier has an order.
@@ -41,6 +46,7 @@ func orderBody(o order.Snapshot) OrderBody {
 	body := OrderBody{
 		OrderID: o.ID.String(), Name: o.Name, Amount: o.Money.Amount(), Currency: o.Money.Currency(),
 		Status: o.Status.String(), Version: o.Version, PlacedAt: o.PlacedAt,
+		DeliveredAt: timeOrNull(o.DeliveredAt), CancelledAt: timeOrNull(o.CancelledAt), CancelReason: o.CancelReason, Points: o.Points,
 	}
 	if o.CourierID != "" {
 		body.Dispatch = &AssignmentBody{o.CourierID, o.AssignedAt}

@@ -40,6 +40,8 @@ const (
 type Config struct {
 	Orders       *app.Orders
 	Dispatches   *app.Dispatches
+	Payments     *app.Payments
+	Points       *app.Points
 	Compensation *app.Compensation
 	Failures     *app.FailureDesk
 	Timeline     *app.Timeline
@@ -85,10 +87,17 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 
 	if cfg.Orders != nil {
 		s.registerOrders(api)
+		s.registerCancel(api)
 	}
 	if cfg.Dispatches != nil {
 		s.registerDispatches(api)
 		s.registerCouriers(api)
+	}
+	if cfg.Payments != nil {
+		s.registerPayments(api)
+	}
+	if cfg.Points != nil {
+		s.registerPoints(api)
 	}
 	if cfg.Compensation != nil {
 		s.registerCompensation(api)
@@ -246,6 +255,10 @@ func (s *server) notFound(r *http.Request) *Problem {
 		return elsewhere("dispatch")
 	case s.Compensation == nil && below("/v1/compensation"):
 		return elsewhere("compensation")
+	case s.Payments == nil && below("/v1/payments"):
+		return elsewhere("payment")
+	case s.Points == nil && below("/v1/points"):
+		return elsewhere("points")
 	}
 	return newProblem(http.StatusNotFound, "path_not_found", "there is nothing at this path; see /docs")
 }
@@ -314,15 +327,21 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	_ = json.NewEncoder(w).Encode(p)
 }
 
-// register registers an operation whose handler decodes the body itself, and describes that body as a B.
+// register registers an operation whose handler decodes the body itself, and describes that body as a B. The body must
+// be there, unless op.RequestBody says otherwise.
 func register[B, I, O any](api huma.API, op huma.Operation, handler func(context.Context, *I) (*O, error)) {
 	// readBody has read the body. Its deadline must not stay: net/http would cancel the connection's next request.
 	op.MaxBodyBytes, op.BodyReadTimeout, op.SkipValidateBody = maxBody+1, -1, true
 	op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
 		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
 	body := &huma.MediaType{}
-	op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": body}}
+	if op.RequestBody == nil {
+		op.RequestBody = &huma.RequestBody{Required: true}
+	}
+	required := op.RequestBody.Required
+	op.RequestBody.Content = map[string]*huma.MediaType{"application/json": body}
 	huma.Register(api, op, handler)
+	op.RequestBody.Required = required // huma requires raw bytes
 	body.Schema = huma.SchemaFromType(api.OpenAPI().Components.Schemas, reflect.TypeFor[B]())
 	op.RequestBody.Content["application/json"] = body // in place of the plain bytes that huma takes it for
 }

@@ -6,4 +6,5 @@ ALTER TABLE platoon
     MODIFY assigned_at DATETIME(6) NULL,
     ADD COLUMN delivered_at DATETIME(6) NULL,
     ADD COLUMN released_at  DATETIME(6) NULL,
-    ADD KEY platoon_placed_at (placed_at);
+    ADD KEY platoon_placed_at (placed_at),
+    ADD KEY platoon_state (state, placed_at);

@@ -23,3 +23,4 @@ DROP TABLE platoon;
 ALTER TABLE platoon_2 RENAME TO platoon;
 CREATE INDEX platoon_courier ON platoon (takeout_userId, state);
 CREATE INDEX platoon_placed_at ON platoon (placed_at);
+CREATE INDEX platoon_state ON platoon (state, placed_at);
