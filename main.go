@@ -35,6 +35,7 @@ type cli struct {
 	Serve       serveCmd       `cmd:"" default:"withargs" help:"Run the roles of this process (the default)."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the databases up to date, and stop."`
 	Order       orderCmd       `cmd:"" help:"Place, show, list and watch orders of a running takeout."`
+	Reconcile   reconcileCmd   `cmd:"" help:"Compare the services' databases once, and repair what differs if asked to."`
 	Topology    topologyCmd    `cmd:"" help:"Print which event goes through which queue to whom."`
 	Doctor      doctorCmd      `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
 	Config      configCmd      `cmd:"" help:"Print the settings in force, passwords masked."`

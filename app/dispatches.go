@@ -195,15 +195,11 @@ func sameJob(a, b dispatch.Job) bool { return a.Name == b.Name && a.Money == b.M
 func dispatchedBefore(ctx context.Context, tx DispatchTx, job dispatch.Job) error {
 	var corrected bool
 	err := tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
-		newer := job.OrderVersion > d.Job.OrderVersion
-		if d.Job.Money != job.Money || d.Job.Name != job.Name && !newer {
+		if d.Job.Money != job.Money || d.Job.Name != job.Name && job.OrderVersion <= d.Job.OrderVersion {
 			return false, domain.Errorf(domain.Invalid, "order_mismatch",
 				"order %s was dispatched with another name or amount than this event says", job.OrderID)
 		}
-		corrected = newer && (d.Job.Name != job.Name || !d.Job.PlacedAt.Equal(job.PlacedAt))
-		if corrected {
-			d.Job = job
-		}
+		corrected = correct(d, job)
 		return corrected, nil
 	})
 	if err != nil {
@@ -213,6 +209,17 @@ func dispatchedBefore(ctx context.Context, tx DispatchTx, job dispatch.Job) erro
 		return tx.History.Add(ctx, job.OrderID.String(), "dispatch_corrected", "name and time are as the order service knows them now")
 	}
 	return ErrDuplicate
+}
+
+// correct takes over what a newer version of the order says, and reports whether that was something else. An amount it
+// never takes over.
+func correct(d *dispatch.Dispatch, job dispatch.Job) bool {
+	same := d.Job.Name == job.Name && d.Job.PlacedAt.Equal(job.PlacedAt)
+	if same || job.OrderVersion <= d.Job.OrderVersion || d.Job.Money != job.Money {
+		return false
+	}
+	d.Job = job
+	return true
 }
 
 // Release takes back the courier of an order that is cancelled. If the order is not known yet, that is recorded, and
@@ -226,9 +233,9 @@ func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error 
 		var before, after dispatch.Dispatch
 		err := tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
 			before = *d
-			changed := d.Release(e.CancelledAt)
+			released, corrected := d.Release(e.CancelledAt), correct(d, job)
 			after = *d
-			return changed, nil
+			return released || corrected, nil
 		})
 		switch {
 		case domain.KindOf(err) == domain.NotFound:

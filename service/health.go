@@ -52,6 +52,11 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 			worse("degraded", "consumer "+queue, "pauses: "+cause)
 		}
 	}
+	if s.reconciler != nil {
+		if wrong := s.reconciler.health(); wrong != "" {
+			worse("degraded", "reconciliation", wrong)
+		}
+	}
 	if s.stopping.Load() {
 		worse("unavailable", "process", "is stopping")
 	}

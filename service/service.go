@@ -42,6 +42,8 @@ type Service struct {
 	consumers *messaging.Consumers
 	relays    []*messaging.OutboxRelay
 
+	reconciler *reconciler // nil without the role
+
 	http     *http.Server
 	listener net.Listener
 	registry *prometheus.Registry
@@ -82,7 +84,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay} {
+	for _, start := range []func() error{s.addConsumers, s.addReconciler, s.serveHTTP, s.bind, s.consume, s.relay, s.reconcile} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -290,6 +292,9 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Dispatch) {
 		api.Dispatches = s.useCases.Dispatches
 	}
+	if s.reconciler != nil {
+		api.Reconciliation, api.Reconcile = s.reconciler.Reconciliation, s.reconcileNow
+	}
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
@@ -397,6 +402,9 @@ func (s *Service) Stop(ctx context.Context) error {
 
 func (s *Service) stop() error {
 	var errs []error
+	if s.reconciler != nil {
+		s.reconciler.stop()
+	}
 	if s.http != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		errs = append(errs, s.http.Shutdown(ctx))

@@ -28,6 +28,7 @@ type Store[T any] struct {
 	*Messages
 
 	db     *sqldb.DB
+	logger *slog.Logger
 	schema []sqldb.Schema
 	bind   func(q querier, outbox app.Outbox) T
 }
@@ -94,7 +95,7 @@ func open[T any](service, rawURL string, logger *slog.Logger, bind func(*sqldb.D
 		}
 		schema = append(schema, sqldb.Schema{Name: name, Files: files})
 	}
-	return &Store[T]{Messages: &Messages{db: db}, db: db, schema: schema, bind: bind(db)}, nil
+	return &Store[T]{Messages: &Messages{db: db}, db: db, logger: logger, schema: schema, bind: bind(db)}, nil
 }
 
 // DB returns the database itself.
@@ -107,7 +108,10 @@ func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return ran, err
 	}
-	return ran, s.claim(ctx)
+	if err := s.claim(ctx); err != nil {
+		return ran, err
+	}
+	return ran, watch(ctx, s.db, s.logger)
 }
 
 // claim writes the service's name into the database, or compares it with the one that is there.

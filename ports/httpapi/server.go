@@ -40,9 +40,13 @@ const (
 type Config struct {
 	Orders     *app.Orders
 	Dispatches *app.Dispatches
-	Health     func(ctx context.Context) Health
-	Metrics    http.Handler
-	Version    string
+
+	Reconciliation *app.Reconciliation
+	Reconcile      func(ctx context.Context, q app.ReconcileRequest) (app.Report, error) // goes on when ctx ends
+
+	Health  func(ctx context.Context) Health
+	Metrics http.Handler
+	Version string
 }
 
 // Health is what /readyz says.
@@ -86,6 +90,9 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 	if cfg.Dispatches != nil {
 		s.registerDispatches(api)
 		s.registerCouriers(api)
+	}
+	if cfg.Reconciliation != nil {
+		s.registerReconciliation(api)
 	}
 	s.registerHealth(api)
 	mux.Handle("GET /metrics", cfg.Metrics)
@@ -232,6 +239,8 @@ func (s *server) notFound(r *http.Request) *Problem {
 		return elsewhere("order")
 	case s.Dispatches == nil && (below("/v1/dispatches") || below("/v1/couriers")):
 		return elsewhere("dispatch")
+	case s.Reconciliation == nil && below("/v1/reconciliation"):
+		return elsewhere("reconcile")
 	}
 	return newProblem(http.StatusNotFound, "path_not_found", "there is nothing at this path; see /docs")
 }
