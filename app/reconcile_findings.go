@@ -89,9 +89,12 @@ func (p *pass) verify(ctx context.Context, c *comparison) error {
 			return err
 		}
 	}
-	if c.probe != nil && !c.probing {
+	switch {
+	case c.probe == nil:
+	case c.probing:
+		p.leave(c, c.probe, false)
+	default:
 		p.found(c, c.probe)
-		p.report.InFlight--
 	}
 	return nil
 }
@@ -129,17 +132,15 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 	}
 	for _, s := range seen {
 		b, a := before[s.orderID], after[s.orderID]
-		waits, err := p.waits(ctx, c, s)
-		if err != nil {
-			return err
-		}
 		switch {
 		case s.verdict.class == "" && !s.moving:
 			p.resolve(c, s.orderID, "")
-		case s.moving || waits || b.Events || a.Events || b.Failures || a.Failures:
+		case s.moving || b.Events || a.Events || b.Failures || a.Failures:
 			p.leave(c, s, b.Failures || a.Failures)
 		default:
-			p.found(c, s)
+			if err := p.decide(ctx, c, s); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -199,40 +200,48 @@ func (p *pass) flights(ctx context.Context, c *comparison, ids []string) (map[st
 // patience is after how many times the grace an order is not taken for one that its service has not come to.
 const patience = 10
 
-// waits reports whether the difference may be gone by itself: it is young, or the service that must act on an event has
-// not come to it. Events are handled in about the order in which they happen, so it has if it has dealt with an order
-// that was placed a grace later.
+// decide takes a difference for a finding unless it may be gone by itself: it is young, or the service that must act on
+// an event has not come to it. Events are handled in about the order in which they happen, so it has if it has dealt
+// with an order that was placed a grace later.
 //
 // Whether a service that dealt with nothing later is behind, or has nothing to do and lost the last events, does not
-// show in any table. So of those that wait for long, the youngest is taken for a difference: when its repair shows, the
+// show in any table. So of those that wait for long, the youngest is taken for a finding: when its repair shows, the
 // service has come past all the others.
-func (p *pass) waits(ctx context.Context, c *comparison, s *suspect) (bool, error) {
+func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	age := p.now.Sub(s.changed)
-	if age < p.policy.Grace {
-		return true, nil
-	}
 	service := s.verdict.lagging
-	if service == "" {
-		return false, nil
+	_, known := p.known[findingKey{s.verdict.class, s.orderID}]
+	switch {
+	case age < p.policy.Grace:
+		p.leave(c, s, false)
+		return nil
+	case service == "":
+		p.found(c, s)
+		return nil
 	}
-	if _, asked := c.newest[service]; !asked {
-		newest, err := p.books[service].Newest(ctx)
-		if err != nil {
-			return false, err
+	newest, asked := c.newest[service]
+	if !asked {
+		var err error
+		if newest, err = p.books[service].Newest(ctx); err != nil {
+			return err
 		}
 		c.newest[service] = newest
 	}
-	if c.newest[service].After(s.changed.Add(p.policy.Grace)) {
-		return false, nil
-	}
-	if _, known := p.known[findingKey{s.verdict.class, s.orderID}]; known {
+	switch {
+	case newest.After(s.changed.Add(p.policy.Grace)):
+		p.found(c, s)
+	case known:
 		c.probing = true
-		return false, nil
-	}
-	if age > patience*p.policy.Grace && (c.probe == nil || s.changed.After(c.probe.changed)) {
+		p.found(c, s)
+	case age > patience*p.policy.Grace && (c.probe == nil || s.changed.After(c.probe.changed)):
+		if c.probe != nil {
+			p.leave(c, c.probe, false)
+		}
 		c.probe = s
+	default:
+		p.leave(c, s, false)
 	}
-	return true, nil
+	return nil
 }
 
 // leave counts a difference that is none yet. What was found about the order before stays as it was.

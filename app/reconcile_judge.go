@@ -65,9 +65,11 @@ var (
 	announcePayment = &remedy{"the payment was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
 		return u.Payments.Announce(ctx, id, why)
 	}}
-	cancelOrder = &remedy{"the order was cancelled, as the dispatch service knows it", func(ctx context.Context, u UseCases, id order.ID, _ string) error {
-		_, err := u.Orders.Cancel(ctx, id, order.ReasonCancelWasLost)
-		return err
+	cancelOrder = &remedy{"the order was cancelled, as the dispatch service knows it", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		if err := restoreDispatched(ctx, u, id, why); err != nil {
+			return err
+		}
+		return u.Orders.Announce(ctx, id, false, why) // the payment service may not know it either
 	}}
 	restoreFromDispatch = &remedy{"the order was stored again from what the dispatch service kept", restoreDispatched}
 	restoreFromPayment  = &remedy{"the order was stored again from what the payment service kept", restorePaid}

@@ -38,7 +38,7 @@ type comparison struct {
 	done      bool             // without an error
 
 	newest  map[string]time.Time // Book.Newest, by service
-	probe   *suspect             // see waits
+	probe   *suspect             // see decide
 	probing bool
 }
 
