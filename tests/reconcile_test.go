@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -499,4 +500,92 @@ func TestRangeThatIsAskedForIsComparedAgain(t *testing.T) {
 	}
 	require.EqualValues(t, 1, s.reconcile(t, ask(placed.Add(-time.Minute), placed.Add(time.Minute))).Compared.Orders)
 	require.Zero(t, s.reconcile(t, ask(placed.Add(-time.Hour), placed.Add(-time.Minute))).Compared.Orders)
+}
+
+// withoutCashier starts a system in which nobody charges and nobody awards points: the test writes those tables.
+func withoutCashier(t testing.TB, st stack) *system {
+	t.Helper()
+	if st.name == "embedded" {
+		st.broker = "sql:sqlite:" + filepath.Join(t.TempDir(), "broker.db") // the embedded broker would want all roles
+	}
+	return reconciled(t, st, func(cfg *service.Config) {
+		cfg.PaymentGateway, cfg.Roles = "simulated", []string{"order", "relay", "dispatch", "compensation", "reconcile"}
+	})
+}
+
+// pay writes the payment of an order of an hour ago, and what it earned, as the two services do.
+func (s *system) pay(t testing.TB, id, state string, points ...int) {
+	t.Helper()
+	at := s.get(t, id).PlacedAt
+	alter(t, s.payment, "INSERT INTO payment (orderId, name, order_money, currency, placed_at, order_version, state, reference, reason, decided_at) "+
+		"VALUES (?, 'x', 2850, 'CNY', ?, 1, ?, 'r', '', ?)", id, at, state, at)
+	for i, p := range points {
+		alter(t, s.points, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) VALUES (?, ?, ?, ?, ?)", id, []string{"award", "revoke"}[i], p, at, at)
+	}
+}
+
+func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := withoutCashier(t, st)
+		orders := map[string]string{}
+		for _, name := range []string{"paid", "refunded", "unpaid", "cancelled", "refused", "amount", "no points", "other points", "points left", "charging", "nobody's"} {
+			orders[name] = s.old(t, name)
+		}
+		require.True(t, s.reconcile(t, `{}`).Consistent, "what was ordered before there were payments is not charged")
+		long := time.Now().UTC().Add(-24 * time.Hour)
+		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
+		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+
+		s.pay(t, orders["paid"], "succeeded", 28)
+		for _, name := range []string{"refunded", "cancelled", "points left"} {
+			alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", orders[name])
+			alter(t, s.dispatch, "UPDATE platoon SET state = 'released', released_at = placed_at WHERE orderId = ?", orders[name])
+		}
+		s.pay(t, orders["refunded"], "refunded", 28, -28)
+		s.pay(t, orders["cancelled"], "succeeded", 28)
+		s.pay(t, orders["points left"], "refunded", 28)
+		s.pay(t, orders["refused"], "refused")
+		s.pay(t, orders["amount"], "succeeded", 28)
+		s.pay(t, orders["no points"], "succeeded")
+		s.pay(t, orders["other points"], "succeeded", 29)
+		s.pay(t, orders["charging"], "charging")
+		s.pay(t, orders["nobody's"], "refused")
+		alter(t, s.payment, "UPDATE payment SET order_money = 2851 WHERE orderId = ?", orders["amount"])
+		alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", orders["nobody's"])
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", orders["nobody's"])
+		// Payments and points have come past all of these, and the order service too.
+		later := s.place(t, "later", 2850)
+		s.awaitDispatched(t, later)
+		s.pay(t, later, "succeeded", 28)
+
+		want := map[string]string{
+			orders["unpaid"]: app.MissingPayment, orders["charging"]: app.MissingPayment, orders["cancelled"]: app.PaymentMismatch,
+			orders["refused"]: app.PaymentMismatch, orders["amount"]: app.PaymentMismatch, orders["nobody's"]: app.OrphanPayment,
+			orders["no points"]: app.MissingPoints, orders["other points"]: app.PointsMismatch, orders["points left"]: app.PointsMismatch,
+		}
+		if st.name != "embedded" { // SQLite cannot drop the key of a table
+			for _, name := range []string{"paid twice", "earned twice"} {
+				orders[name] = s.old(t, name)
+				s.pay(t, orders[name], "succeeded", 28)
+			}
+			alter(t, s.payment, "ALTER TABLE payment DROP KEY payment_orderId")
+			alter(t, s.points, "ALTER TABLE points_entry DROP KEY points_entry_order")
+			s.pay(t, orders["paid twice"], "succeeded")
+			alter(t, s.points, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) SELECT orderId, kind, points, placed_at, at FROM points_entry WHERE orderId = ?",
+				orders["earned twice"])
+			want[orders["paid twice"]], want[orders["earned twice"]] = app.DoublePayment, app.DoublePoints
+		}
+		got := map[string]string{}
+		r := s.reconcile(t, `{"full":true}`)
+		for _, f := range r.Findings {
+			got[f.OrderID] = f.Class
+		}
+		require.Equal(t, want, got, "%+v", r.Findings)
+
+		s.reconcile(t, `{"repair":true}`)
+		for _, name := range []string{"unpaid", "charging", "cancelled"} {
+			require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ? AND step = 'announced_again'", orders[name]), name)
+		}
+		require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", orders["amount"]))
+	})
 }
