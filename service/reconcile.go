@@ -36,9 +36,6 @@ type reconciler struct {
 	buckets  *prometheus.CounterVec
 }
 
-// longestRun is the longest time that a run may take.
-const longestRun = time.Hour
-
 // reconciliation returns the reconciliation over the open databases.
 func (s *Service) reconciliation() *app.Reconciliation {
 	books := map[string]app.Book{}
@@ -107,13 +104,14 @@ func (s *Service) reconcile() error {
 func (s *Service) reconcileOnce(ctx context.Context, q app.ReconcileRequest) (app.Report, error) {
 	r := s.reconciler
 	q.Lease = 3*r.every + time.Minute
-	ctx, cancel := context.WithTimeout(ctx, longestRun)
-	defer cancel()
 	report, err := r.Run(ctx, q)
-	if errors.Is(err, app.ErrNotLeader) || r.ctx.Err() != nil || domain.KindOf(err) == domain.Invalid {
+	if r.ctx.Err() != nil || domain.KindOf(err) == domain.Invalid {
 		return report, err
 	}
 	r.note(report, err)
+	if errors.Is(err, app.ErrNotLeader) {
+		return report, err
+	}
 	logger := s.logger.With("orders", report.Compared.Orders, "buckets", report.Compared.Buckets, "equal", report.Compared.Equal,
 		"in_flight", report.InFlight, "findings", report.Totals, "repaired", report.Repaired, "person", report.Person)
 	switch {
@@ -134,6 +132,9 @@ func (r *reconciler) note(report app.Report, err error) {
 	defer r.mu.Unlock()
 	r.failure, r.person = "", report.Person
 	switch {
+	case errors.Is(err, app.ErrNotLeader): // the other process says what is wrong
+		r.findings.Reset()
+		return
 	case err != nil:
 		r.failure = err.Error()
 		return
@@ -164,7 +165,7 @@ func (r *reconciler) health() string {
 	return ""
 }
 
-// ReconcileNow runs once. It goes on when ctx ends, and the report is then to be had by Last.
+// reconcileNow runs once. It goes on when ctx ends, and the report is then to be had by Last.
 func (s *Service) reconcileNow(ctx context.Context, q app.ReconcileRequest) (app.Report, error) {
 	type outcome struct {
 		report app.Report
@@ -213,9 +214,8 @@ func Reconcile(ctx context.Context, cfg Config, q app.ReconcileRequest, wait tim
 			return report, ctx.Err()
 		case <-time.After(min(time.Second, time.Until(until))):
 		}
-		again := q
 		var next app.Report
-		if next, err = r.Run(ctx, again); err == nil {
+		if next, err = r.Run(ctx, q); err == nil {
 			report = merge(report, next)
 		}
 	}

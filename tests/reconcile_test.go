@@ -361,6 +361,22 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 	})
 }
 
+func TestOrderThatATableHasTwiceIsAPersons(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, production(t)) // SQLite cannot drop the key of a table
+	twiceOrdered, twiceDispatched := s.old(t, "x"), s.old(t, "y")
+	alter(t, s.order, "ALTER TABLE order_info DROP KEY order_info_orderId")
+	alter(t, s.dispatch, "ALTER TABLE platoon DROP KEY platoon_orderId")
+	alter(t, s.order, "INSERT INTO order_info (orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at) "+
+		"SELECT orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at FROM order_info WHERE orderId = ?", twiceOrdered)
+	alter(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
+		"SELECT orderId, 'other', state, name, order_money, currency, placed_at, order_version, assigned_at FROM platoon WHERE orderId = ?", twiceDispatched)
+	r := s.reconcile(t, `{"repair":true}`)
+	require.Equal(t, map[string]int{app.Duplicate: 2}, r.Totals)
+	require.Equal(t, 2, r.Person)
+	require.Zero(t, r.Repaired)
+}
+
 func TestBacklogOfTheDispatchServiceIsNoDrift(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t))

@@ -39,7 +39,7 @@ func (d Dialect) differ(a, b string) string {
 // note inserts the minute of the row, OLD or NEW, if it is not fresh.
 func (d Dialect) note(row string, fresh int) string {
 	if d.Engine == "sqlite" {
-		return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT CAST(strftime('%%s', substr(%[1]s.placed_at, 1, 19)) AS INTEGER) / 60, "+
+		return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT COALESCE(CAST(strftime('%%s', substr(%[1]s.placed_at, 1, 19)) AS INTEGER) / 60, 0), "+
 			"strftime('%%Y-%%m-%%d %%H:%%M:%%f+00:00', 'now') WHERE %[1]s.placed_at < strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', '-%[2]d seconds')", row, fresh)
 	}
 	return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT %[2]s, UTC_TIMESTAMP(6) FROM DUAL "+

@@ -25,7 +25,7 @@ type table struct {
 	changed []string // columns of the times at which something happened to the order
 	lines   map[app.Pair]func(d sqldb.Dialect) line
 	watched []string // columns whose change is noted
-	newest  string   // SELECT of when the newest order was placed that the service has dealt with
+	newest  []string // one of these SELECTs has when the newest order was placed that the service has dealt with
 }
 
 // line says which rows make lines, and of what. The parts must be the same on both sides of a pair.
@@ -41,7 +41,10 @@ var tablesOf = map[string]table{
 		record:  "status, name, order_money, currency, COALESCE(courier_id, ''), 0, version, placed_at",
 		changed: []string{"assigned_at", "delivered_at", "cancelled_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "placed_at"},
-		newest:  "SELECT placed_at FROM order_info WHERE status = 'dispatched' ORDER BY id DESC LIMIT 1",
+		newest: []string{
+			"SELECT placed_at FROM order_info WHERE status = 'dispatched' ORDER BY id DESC LIMIT 1",
+			"SELECT placed_at FROM order_info WHERE status = 'delivered' ORDER BY id DESC LIMIT 1",
+		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
@@ -58,7 +61,7 @@ var tablesOf = map[string]table{
 		record:  "state, name, order_money, currency, COALESCE(takeout_userId, ''), 0, order_version, placed_at",
 		changed: []string{"assigned_at", "delivered_at", "released_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "state", "takeout_userId", "placed_at"},
-		newest:  "SELECT placed_at FROM platoon ORDER BY placed_at DESC LIMIT 1",
+		newest:  []string{"SELECT placed_at FROM platoon ORDER BY placed_at DESC LIMIT 1"},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
@@ -72,7 +75,7 @@ var tablesOf = map[string]table{
 		record:  "state, name, order_money, currency, '', 0, order_version, placed_at",
 		changed: []string{"decided_at", "refunded_at"},
 		watched: []string{"orderId", "order_money", "currency", "state", "placed_at"},
-		newest:  "SELECT placed_at FROM payment ORDER BY placed_at DESC LIMIT 1",
+		newest:  []string{"SELECT placed_at FROM payment ORDER BY placed_at DESC LIMIT 1"},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderPayment: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
@@ -88,7 +91,7 @@ var tablesOf = map[string]table{
 		record:  "kind, '', 0, '', '', points, 0, placed_at",
 		changed: []string{"at"},
 		watched: []string{"orderId", "kind", "points", "placed_at"},
-		newest:  "SELECT placed_at FROM points_entry ORDER BY placed_at DESC LIMIT 1",
+		newest:  []string{"SELECT placed_at FROM points_entry ORDER BY placed_at DESC LIMIT 1"},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.PaymentPoints: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "SUM(points)"}, group: true}
@@ -280,7 +283,19 @@ func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.St
 }
 
 // Newest implements app.Book.
-func (b *Book) Newest(ctx context.Context) (time.Time, error) { return b.time(ctx, b.table.newest) }
+func (b *Book) Newest(ctx context.Context) (time.Time, error) {
+	var newest time.Time
+	for _, query := range b.table.newest {
+		at, err := b.time(ctx, query)
+		if err != nil {
+			return newest, err
+		}
+		if at.After(newest) {
+			newest = at
+		}
+	}
+	return newest, nil
+}
 
 // Created implements app.Book.
 func (b *Book) Created(ctx context.Context) (time.Time, error) {
