@@ -149,28 +149,27 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 // look reads both sides of the orders. It reads the effect first: what is there without a cause has none. It reads the
 // effect again at the end: what is not there has not come.
 func (p *pass) look(ctx context.Context, c *comparison, ids []string) ([]*suspect, error) {
-	var effects, causes, again, payments map[string][]Record
-	for _, read := range []struct {
-		service string
-		into    *map[string][]Record
-	}{{c.effect, &effects}, {c.cause, &causes}, {c.effect, &again}, {"payment", &payments}} {
-		if read.into == &payments && (c.pair != OrderDispatch || !p.policy.AfterPayment || p.books["payment"] == nil) {
+	var reads [4]map[string][]Record
+	for i, service := range []string{c.effect, c.cause, c.effect, p.witness(c)} {
+		if service == "" {
 			continue
 		}
-		records, err := p.books[read.service].Records(ctx, ids)
-		if err != nil {
+		var err error
+		if reads[i], err = p.books[service].Records(ctx, ids); err != nil {
 			return nil, err
 		}
-		*read.into = records
 	}
 	suspects := make([]*suspect, 0, len(ids))
 	for _, id := range ids {
-		s := &suspect{orderID: id, cause: causes[id], effect: again[id], verdict: c.judge(causes[id], again[id])}
-		s.moving = !slices.Equal(effects[id], again[id])
-		if s.verdict.class == MissingDispatch && payments != nil && s.cause[0].State == order.Placed.String() {
-			s.verdict = judgeUndispatched(payments[id])
+		before, cause, effect, witness := reads[0][id], reads[1][id], reads[2][id], reads[3][id]
+		s := &suspect{orderID: id, cause: cause, effect: effect, moving: !slices.Equal(before, effect)}
+		switch s.verdict = c.judge(cause, effect); {
+		case s.verdict.class == MissingDispatch && reads[3] != nil && cause[0].State == order.Placed.String():
+			s.verdict = judgeUndispatched(witness)
+		case s.verdict.class == PointsMismatch && len(cause) == 0:
+			s.verdict = judgeUnpaidPoints(witness)
 		}
-		for _, r := range slices.Concat(s.cause, s.effect, payments[id]) {
+		for _, r := range slices.Concat(cause, effect, witness) {
 			s.changed = latest(s.changed, r.ChangedAt)
 		}
 		suspects = append(suspects, s)
@@ -178,14 +177,24 @@ func (p *pass) look(ctx context.Context, c *comparison, ids []string) ([]*suspec
 	return suspects, nil
 }
 
+// witness is a third service that has a say in the comparison, empty if there is none.
+func (p *pass) witness(c *comparison) string {
+	switch {
+	case c.pair == PaymentPoints:
+		return "order"
+	case c.pair == OrderDispatch && p.policy.AfterPayment && p.books["payment"] != nil:
+		return "payment"
+	}
+	return ""
+}
+
 // flights returns what is under way about the orders in the databases that the pair depends on.
 func (p *pass) flights(ctx context.Context, c *comparison, ids []string) (map[string]Flight, error) {
-	services := []string{c.cause, c.effect}
-	if c.pair == OrderDispatch && p.policy.AfterPayment && p.books["payment"] != nil {
-		services = append(services, "payment")
-	}
 	all := map[string]Flight{}
-	for _, service := range services {
+	for _, service := range []string{c.cause, c.effect, p.witness(c)} {
+		if service == "" {
+			continue
+		}
 		flights, err := p.books[service].Flights(ctx, ids)
 		if err != nil {
 			return nil, err

@@ -26,6 +26,7 @@ const (
 	MissingPoints      = "missing_points"       // the payment earned none
 	DoublePoints       = "double_points"        // entered or taken back twice
 	PointsMismatch     = "points_mismatch"      // other points than the payment earned
+	Lost               = "lost"                 // it earned points, and no service knows the order
 	StuckOutbox        = "stuck_outbox"         // an event is not sent
 	StuckRetry         = "stuck_retry"          // an event is not tried again
 )
@@ -35,7 +36,7 @@ var pairOf = map[string]Pair{
 	MissingDispatch: OrderDispatch, OrphanDispatch: OrderDispatch, Duplicate: OrderDispatch,
 	FieldMismatch: OrderDispatch, AmountMismatch: OrderDispatch, CancelledButActive: OrderDispatch,
 	MissingPayment: OrderPayment, OrphanPayment: OrderPayment, DoublePayment: OrderPayment, PaymentMismatch: OrderPayment,
-	MissingPoints: PaymentPoints, DoublePoints: PaymentPoints, PointsMismatch: PaymentPoints,
+	MissingPoints: PaymentPoints, DoublePoints: PaymentPoints, PointsMismatch: PaymentPoints, Lost: PaymentPoints,
 }
 
 // verdict is what two services' rows of one order say together.
@@ -272,4 +273,15 @@ func earns(r Record) int64 {
 		return 0
 	}
 	return points.For(money)
+}
+
+// judgeUnpaidPoints judges points that no payment earned.
+func judgeUnpaidPoints(orders []Record) verdict {
+	switch {
+	case len(orders) == 0:
+		return verdict{class: Lost}
+	case orders[0].State == order.Cancelled.String():
+		return verdict{class: PointsMismatch}
+	}
+	return agree // the payment is missing, which is found where it is compared with the order
 }

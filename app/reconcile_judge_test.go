@@ -128,3 +128,10 @@ func TestOrderThatWaitsToBePaidLacksNoDispatch(t *testing.T) {
 	require.Equal(t, agree, judgeUndispatched(row("charging", "")))
 	require.Equal(t, verdict{MissingDispatch, announcePayment, "dispatch"}, judgeUndispatched(row("succeeded", "")))
 }
+
+func TestPointsWithoutAPaymentAreOfALostOrderOrALostPayment(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, verdict{class: Lost}, judgeUnpaidPoints(nil))
+	require.Equal(t, agree, judgeUnpaidPoints(row("dispatched", "zhao")))
+	require.Equal(t, verdict{class: PointsMismatch}, judgeUnpaidPoints(row("cancelled", "")))
+}

@@ -238,6 +238,7 @@ func TestNothingIsFoundWhileOrdersFlow(t *testing.T) {
 		for time.Now().Before(deadline) {
 			r := s.reconcile(t, `{"repair":true}`)
 			require.Empty(t, r.Findings)
+			require.False(t, r.To.After(r.StartedAt.Add(-3*time.Second)), "what is younger than the grace is not compared")
 			compared += r.Compared.Orders
 		}
 		load.Wait()
@@ -361,6 +362,20 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 	})
 }
 
+func TestDifferenceThatIsYoungIsNone(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = time.Minute })
+	id := s.old(t, "x")
+	s.awaitDispatched(t, s.place(t, "later", 100))
+	alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", id)
+	alter(t, s.dispatch, "UPDATE platoon SET assigned_at = ? WHERE orderId = ?", time.Now().UTC(), id)
+	r := s.reconcile(t, `{}`)
+	require.Empty(t, r.Findings, "the order was dispatched just now")
+	require.Equal(t, 1, r.InFlight)
+	alter(t, s.dispatch, "UPDATE platoon SET assigned_at = placed_at WHERE orderId = ?", id)
+	require.Len(t, s.reconcile(t, `{}`).Findings, 1)
+}
+
 func TestOrderThatATableHasTwiceIsAPersons(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, production(t)) // SQLite cannot drop the key of a table
@@ -444,7 +459,7 @@ func TestRepairsKeepToTheirBudgetAndCanBeSwitchedOff(t *testing.T) {
 		}
 		return nil
 	})
-	require.Equal(t, 5, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE name = 'x'"), "it repairs nothing")
+	require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history")+s.orderRows(t, "SELECT SUM(repairs) FROM finding"), "it repairs nothing")
 	require.Equal(t, 2, s.reconcile(t, `{"repair":true}`).Repaired)
 	s.awaitReconciled(t)
 }
