@@ -78,8 +78,7 @@ func (s *system) reconcileLong(t testing.TB, request string) app.Report {
 	require.Equal(t, http.StatusAccepted, a.status, "%s", a)
 	var shown httpapi.ReconciliationBody
 	within(t, 10*time.Minute, "the run ends", func() error {
-		a := mustGet(t, s.api+"/v1/reconciliation")
-		require.NoError(t, json.Unmarshal(a.body, &shown), "%s", a)
+		shown = s.lastReport(t)
 		if shown.Report == nil || shown.Report.StartedAt.Before(began.Add(-time.Second)) {
 			return fmt.Errorf("there is no newer report")
 		}
