@@ -39,6 +39,7 @@ type cli struct {
 	Courier      courierCmd      `cmd:"" help:"Show, add and change the couriers of a running takeout."`
 	Failures     failuresCmd     `cmd:"" help:"Show and repair the messages that could not be handled."`
 	Compensation compensationCmd `cmd:"" help:"Show whether the compensation of a running takeout is stopped, and let it go on."`
+	Reconcile    reconcileCmd    `cmd:"" help:"Compare the services' databases once, and repair what differs if asked to."`
 	Topology     topologyCmd     `cmd:"" help:"Print which event goes through which queue to whom."`
 	Doctor       doctorCmd       `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
 	Config       configCmd       `cmd:"" help:"Print the settings in force, passwords masked."`

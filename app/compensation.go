@@ -153,7 +153,7 @@ func (s *Compensation) Restore(ctx context.Context, want *order.Order, why strin
 		missing = false
 		err := tx.Orders.Add(ctx, want)
 		if domain.KindOf(err) == domain.Conflict {
-			return agree(ctx, tx, want, why)
+			return adapt(ctx, tx, want, why)
 		}
 		if err != nil {
 			return err
@@ -164,8 +164,8 @@ func (s *Compensation) Restore(ctx context.Context, want *order.Order, why strin
 	return missing, err
 }
 
-// agree makes the order that is stored agree with what is wanted as far as it may.
-func agree(ctx context.Context, tx OrderTx, want *order.Order, why string) error {
+// adapt makes the order that is stored agree with what is wanted as far as it may.
+func adapt(ctx context.Context, tx OrderTx, want *order.Order, why string) error {
 	w := want.Snapshot()
 	var cancelled bool
 	err := tx.Orders.Update(ctx, w.ID, func(stored *order.Order) (bool, error) {

@@ -237,7 +237,10 @@ func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error 
 	err = s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
 		err := tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) {
 			before = *d
-			return d.Release(e.CancelledAt), nil
+			released := d.Release(e.CancelledAt)
+			// What contradicts the order that was dispatched cancels it all the same.
+			corrected, err := d.Correct(job)
+			return released || err == nil && corrected, nil
 		})
 		switch {
 		case domain.KindOf(err) == domain.NotFound:

@@ -3,7 +3,6 @@ package app
 import (
 	"bytes"
 	"context"
-	"errors"
 	"time"
 
 	"takeout/domain"
@@ -183,7 +182,8 @@ func facts(o order.Snapshot) event.Order {
 	}
 }
 
-// MarkDispatched records on the order that a courier has it. NotFound if there is no such order, or not yet.
+// MarkDispatched records on the order that a courier has it. An order that has another one keeps it, unless the event is
+// a correction: the dispatch service decides who brings an order, once. NotFound if there is no such order, or not yet.
 func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) error {
 	id, err := order.ParseID(e.OrderID)
 	if err != nil {
@@ -191,7 +191,7 @@ func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) e
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
-			return o.MarkDispatched(e.CourierID, e.AssignedAt), nil
+			return o.MarkDispatched(e.CourierID, e.AssignedAt) || e.Correction && o.CorrectCourier(e.CourierID, e.AssignedAt), nil
 		})
 	})
 }
@@ -207,7 +207,7 @@ func (s *Orders) MarkDelivered(ctx context.Context, e event.DispatchDelivered) e
 		var cancelled bool
 		err := tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
 			cancelled = o.Snapshot().Status == order.Cancelled
-			return o.MarkDelivered(e.CourierID, e.AssignedAt, e.DeliveredAt), nil
+			return o.MarkDelivered(e.CourierID, e.AssignedAt, e.DeliveredAt) || e.Correction && o.CorrectCourier(e.CourierID, e.AssignedAt), nil
 		})
 		if err == nil && cancelled {
 			err = tx.History.Add(ctx, e.OrderID, "delivered_after_cancel", "courier "+e.CourierID+" brought the order, which had been cancelled")
@@ -285,7 +285,7 @@ func (s *Orders) Announce(ctx context.Context, id order.ID, corrected bool, why 
 		if now.Status == order.Cancelled {
 			e = cancelledEvent(now)
 		}
-		return errors.Join(tx.Outbox.Publish(ctx, e), tx.History.Add(ctx, id.String(), "announced_again", why))
+		return announceAgain(ctx, tx.Outbox, tx.History, e, why)
 	})
 }
 

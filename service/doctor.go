@@ -28,7 +28,7 @@ func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
 		return []Finding{{What: "configuration", Cause: err.Error(), Remedy: "correct the setting; takeout serve --help shows all"}}
 	}
 	findings := []Finding{{What: "configuration", OK: true}}
-	s := &Service{cfg: cfg, logger: logger, failures: map[string]failureStore{}}
+	s := &Service{cfg: cfg, logger: logger}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
 		return append(findings, Finding{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})

@@ -70,6 +70,11 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 			worse("degraded", "dispatch", waiting.Detail)
 		}
 	}
+	if s.reconciler != nil {
+		if wrong := s.reconciler.health(); wrong != "" {
+			worse("degraded", "reconciliation", wrong)
+		}
+	}
 	if s.stopping.Load() {
 		worse("unavailable", "process", "is stopping")
 	}

@@ -37,11 +37,12 @@ type Service struct {
 
 	databases []database
 	useCases  messaging.UseCases
-	failures  map[string]failureStore // by service
 
 	broker    messaging.Broker
 	consumers *messaging.Consumers
 	relays    []*messaging.OutboxRelay
+
+	reconciler *reconciler // nil without the role
 
 	http     *http.Server
 	listener net.Listener
@@ -55,23 +56,19 @@ type Service struct {
 
 // database is what the stores of all services have in common.
 type database interface {
+	app.Failures
 	app.FailureStore
+	app.StepSource
 	DB() *sqldb.DB
 	Migrate(ctx context.Context) ([]string, error)
 	CheckSchema(ctx context.Context) error
 	TakeBack(ctx context.Context) error
+	Retries(consumer string, poll, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader
 	Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader
 	Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error)
 	Unhandled(ctx context.Context, limit int) (waiting, open int, err error)
 	Prune(ctx context.Context, keep sqlstore.Retention) (pruned map[string]int, err error)
-	app.StepSource
 	Close() error
-}
-
-// failureStore is where a service's consumers put what they cannot handle, and from where it comes again.
-type failureStore interface {
-	app.Failures
-	Retries(consumer string, poll, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader
 }
 
 // Start starts the roles that cfg names and returns when HTTP is served. It waits for databases, as cfg says how long,
@@ -80,7 +77,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, logger: logger, failures: map[string]failureStore{}, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
+	s := &Service{cfg: cfg, logger: logger, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			_ = s.Stop(context.WithoutCancel(ctx))
@@ -94,7 +91,9 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 			return nil, err
 		}
 	}
-	for _, start := range []func() error{s.announceEarly, s.addConsumers, s.serveHTTP, s.bind, s.consume, s.relay, s.assignWaiting, s.prune} {
+	for _, start := range []func() error{
+		s.announceEarly, s.addConsumers, s.addReconciler, s.serveHTTP, s.bind, s.consume, s.relay, s.assignWaiting, s.reconcile, s.prune,
+	} {
 		if err := start(); err != nil {
 			return nil, err
 		}
@@ -123,7 +122,7 @@ func (s *Service) openDatabase(service string) error {
 		if err != nil {
 			return err
 		}
-		s.opened(service, store, store)
+		s.databases = append(s.databases, store)
 		s.useCases.Orders = app.NewOrders(store)
 		s.useCases.Compensation = app.NewCompensation(store, s.cfg.CompensationLimit)
 	case "dispatch":
@@ -131,7 +130,7 @@ func (s *Service) openDatabase(service string) error {
 		if err != nil {
 			return err
 		}
-		s.opened(service, store, store)
+		s.databases = append(s.databases, store)
 		s.useCases.Dispatches = app.NewDispatches(store, app.DispatchPolicy{
 			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
 		})
@@ -140,22 +139,22 @@ func (s *Service) openDatabase(service string) error {
 		if err != nil {
 			return err
 		}
-		s.opened(service, store, store)
+		s.databases = append(s.databases, store)
 		s.useCases.Payments = app.NewPayments(store, simgateway.New(store.DB(), s.cfg.PaymentRefusals, s.cfg.PaymentTimeouts))
 	case "points":
 		store, err := sqlstore.OpenPoints(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
-		s.opened(service, store, store)
+		s.databases = append(s.databases, store)
 		s.useCases.Points = app.NewPoints(store)
 	}
 	return nil
 }
 
-func (s *Service) opened(service string, db database, failures failureStore) {
-	s.databases = append(s.databases, db)
-	s.failures[service] = failures
+// of returns the open database of the service.
+func (s *Service) of(service string) database {
+	return s.databases[slices.IndexFunc(s.databases, func(db database) bool { return db.DB().Name() == service })]
 }
 
 // openBroker opens the broker. It does not connect, or not in the foreground.
@@ -317,6 +316,9 @@ func (s *Service) serveHTTP() error {
 	if s.cfg.has(messaging.Order) || s.cfg.has(messaging.Reconcile) {
 		api.Timeline = s.timeline()
 	}
+	if s.reconciler != nil {
+		api.Reconciliation, api.Reconcile = s.reconciler.Reconciliation, s.reconcileNow
+	}
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
@@ -359,9 +361,9 @@ func (s *Service) addConsumers() error {
 	}
 	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
 		if s.cfg.has(route.Role) {
-			failures := s.failures[route.Role.Service()]
-			retries := failures.Retries(route.Queue, s.cfg.retryPoll(), s.cfg.DrainTimeout, s.logger)
-			consumers.Add(route, s.broker.Subscriber(), retries, failures)
+			db := s.of(route.Role.Service())
+			retries := db.Retries(route.Queue, s.cfg.retryPoll(), s.cfg.DrainTimeout, s.logger)
+			consumers.Add(route, s.broker.Subscriber(), retries, db)
 			s.consumers = consumers // a router without handlers would end at once
 		}
 	}
@@ -452,6 +454,9 @@ func (s *Service) Stop(ctx context.Context) error {
 
 func (s *Service) stop() error {
 	var errs []error
+	if s.reconciler != nil {
+		s.reconciler.stop()
+	}
 	if s.http != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		errs = append(errs, s.http.Shutdown(ctx))
@@ -483,7 +488,7 @@ func Migrate(ctx context.Context, cfg Config, logger *slog.Logger) ([]string, er
 		return nil, err
 	}
 	cfg.Migrate = true
-	s := &Service{cfg: cfg, logger: logger, failures: map[string]failureStore{}}
+	s := &Service{cfg: cfg, logger: logger}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ type Store[T any] struct {
 	*Messages
 
 	db     *sqldb.DB
+	logger *slog.Logger
 	schema []sqldb.Schema
 	keys   event.Keys
 	bind   func(q querier, outbox app.Outbox) T
@@ -102,7 +103,7 @@ func open[T any](service, rawURL string, keys event.Keys, logger *slog.Logger, b
 		}
 		schema = append(schema, sqldb.Schema{Name: name, Files: files})
 	}
-	return &Store[T]{Messages: &Messages{db: db}, db: db, schema: schema, keys: keys, bind: bind(db)}, nil
+	return &Store[T]{Messages: &Messages{db: db}, db: db, logger: logger, schema: schema, keys: keys, bind: bind(db)}, nil
 }
 
 // DB returns the database itself.
@@ -115,7 +116,10 @@ func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return ran, err
 	}
-	return ran, s.claim(ctx)
+	if err := s.claim(ctx); err != nil {
+		return ran, err
+	}
+	return ran, watch(ctx, s.db, s.logger)
 }
 
 // claim writes the service's name into the database, or compares it with the one that is there.

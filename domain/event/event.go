@@ -69,6 +69,9 @@ type DispatchAssigned struct {
 	CourierID  string    `json:"courier_id"`
 	AssignedAt time.Time `json:"assigned_at"` // UTC
 	Version    int64     `json:"version"`     // of the order that was dispatched
+
+	// Correction says that the order service may have heard of another courier, and that this one is right.
+	Correction bool `json:"correction,omitempty"`
 }
 
 // Key returns dispatch.assigned.
@@ -84,9 +87,10 @@ func (e DispatchAssigned) OrderVersion() int64 { return e.Version }
 type DispatchDelivered struct {
 	OrderID     string    `json:"order_id"`
 	CourierID   string    `json:"courier_id"`
-	AssignedAt  time.Time `json:"assigned_at"`  // UTC
-	DeliveredAt time.Time `json:"delivered_at"` // UTC
-	Version     int64     `json:"version"`      // of the order that was dispatched
+	AssignedAt  time.Time `json:"assigned_at"`          // UTC
+	DeliveredAt time.Time `json:"delivered_at"`         // UTC
+	Version     int64     `json:"version"`              // of the order that was dispatched
+	Correction  bool      `json:"correction,omitempty"` // as in DispatchAssigned
 }
 
 // Key returns dispatch.delivered.

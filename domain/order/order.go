@@ -161,6 +161,17 @@ func (o *Order) MarkDelivered(courierID string, assigned, at time.Time) bool {
 	return true
 }
 
+// CorrectCourier replaces the courier of an order that has one, and reports whether the order changed.
+func (o *Order) CorrectCourier(courierID string, assigned time.Time) bool {
+	if o.status != Dispatched && o.status != Delivered || o.courierID == courierID {
+		return false
+	}
+	o.courierID = courierID
+	o.assigned = assigned.UTC().Truncate(time.Microsecond)
+	o.version++
+	return true
+}
+
 // Cancel ends an order that is not delivered, and reports whether it changed: one that is cancelled stays as it is.
 // The reason may be empty. It is Invalid if the reason is longer than MaxReason or not readable, and Conflict if the
 // order is delivered.

@@ -45,9 +45,13 @@ type Config struct {
 	Compensation *app.Compensation
 	Failures     *app.FailureDesk
 	Timeline     *app.Timeline
-	Health       func(ctx context.Context) Health
-	Metrics      http.Handler
-	Version      string
+
+	Reconciliation *app.Reconciliation
+	Reconcile      func(ctx context.Context, q app.ReconcileRequest) (app.Report, error) // goes on when ctx ends
+
+	Health  func(ctx context.Context) Health
+	Metrics http.Handler
+	Version string
 }
 
 // Health is what /readyz says.
@@ -107,6 +111,9 @@ func New(cfg Config, logger *slog.Logger) http.Handler {
 	}
 	if cfg.Timeline != nil {
 		s.registerTimeline(api)
+	}
+	if cfg.Reconciliation != nil {
+		s.registerReconciliation(api)
 	}
 	s.registerHealth(api)
 	mux.Handle("GET /metrics", cfg.Metrics)
@@ -259,6 +266,8 @@ func (s *server) notFound(r *http.Request) *Problem {
 		return elsewhere("payment")
 	case s.Points == nil && below("/v1/points"):
 		return elsewhere("points")
+	case s.Reconciliation == nil && below("/v1/reconciliation"):
+		return elsewhere("reconcile")
 	}
 	return newProblem(http.StatusNotFound, "path_not_found", "there is nothing at this path; see /docs")
 }

@@ -84,9 +84,10 @@ CREATE TABLE reconcile_dirty (
     at     DATETIME(6) NOT NULL
 ) ENGINE=InnoDB;
 
--- How far this database has been compared with another. Both sides keep it: one that is restored from an earlier
--- copy is compared again from where that copy was.
+-- How far this database has been compared with another, and in which comparison. Both sides keep it: when they
+-- disagree, one was restored from an earlier copy, and everything is compared again.
 CREATE TABLE reconcile_mark (
     pair   VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
-    minute BIGINT      NOT NULL
+    minute BIGINT      NOT NULL,
+    pass   BIGINT      NOT NULL
 ) ENGINE=InnoDB;

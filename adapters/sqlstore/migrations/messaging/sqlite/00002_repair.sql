@@ -81,9 +81,10 @@ CREATE TABLE reconcile_dirty (
     at DATETIME NOT NULL
 );
 
--- How far this database has been compared with another. Both sides keep it: one that is restored from an earlier
--- copy is compared again from where that copy was.
+-- How far this database has been compared with another, and in which comparison. Both sides keep it: when they
+-- disagree, one was restored from an earlier copy, and everything is compared again.
 CREATE TABLE reconcile_mark (
     pair TEXT NOT NULL PRIMARY KEY,
-    minute INTEGER NOT NULL
+    minute INTEGER NOT NULL,
+    pass INTEGER NOT NULL
 );

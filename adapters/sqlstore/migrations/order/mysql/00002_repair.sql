@@ -19,6 +19,7 @@ CREATE TABLE finding (
     repairs     INT         NOT NULL DEFAULT 0,
     first_seen  DATETIME(6) NOT NULL,
     last_seen   DATETIME(6) NOT NULL,
+    repaired_at DATETIME(6) NULL, -- last
     resolved_at DATETIME(6) NULL,
     UNIQUE KEY finding_order (orderId, class),
     KEY finding_state (state, id),

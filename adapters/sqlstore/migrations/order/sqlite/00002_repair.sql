@@ -18,6 +18,7 @@ CREATE TABLE finding (
     repairs INTEGER NOT NULL DEFAULT 0,
     first_seen DATETIME NOT NULL,
     last_seen DATETIME NOT NULL,
+    repaired_at DATETIME NULL, -- last
     resolved_at DATETIME NULL,
     UNIQUE (orderId, class)
 );

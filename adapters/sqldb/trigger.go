@@ -1,0 +1,53 @@
+package sqldb
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// NoteChanges returns the statements that make three triggers on the table, table_noted_insert, _update and _delete. They
+// insert into reconcile_dirty the minute of the placed_at of each row that is inserted, deleted, or changed in one of
+// the columns, if that is more than fresh seconds ago. They use nothing but what every client of the database has.
+func (d Dialect) NoteChanges(table string, columns []string, fresh int) []string {
+	changed := make([]string, len(columns))
+	for i, column := range columns {
+		changed[i] = d.differ("OLD."+column, "NEW."+column)
+	}
+	anyChange := "(" + strings.Join(changed, " OR ") + ")"
+	create := func(event string, notes ...string) string {
+		return fmt.Sprintf("CREATE TRIGGER IF NOT EXISTS %s_noted_%s AFTER %s ON %s FOR EACH ROW BEGIN %s; END",
+			table, strings.ToLower(event), event, table, strings.Join(notes, "; "))
+	}
+	return []string{
+		create("INSERT", d.note("NEW", fresh)),
+		create("UPDATE", d.note("OLD", fresh)+" AND "+anyChange,
+			d.note("NEW", fresh)+" AND "+d.differ("OLD.placed_at", "NEW.placed_at")),
+		create("DELETE", d.note("OLD", fresh)),
+	}
+}
+
+func (d Dialect) differ(a, b string) string {
+	if d.Engine == "sqlite" {
+		return a + " IS NOT " + b
+	}
+	return "NOT (" + a + " <=> " + b + ")"
+}
+
+// note inserts the minute of the row, OLD or NEW, if it is not fresh.
+func (d Dialect) note(row string, fresh int) string {
+	if d.Engine == "sqlite" {
+		return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT COALESCE(CAST(strftime('%%s', substr(%[1]s.placed_at, 1, 19)) AS INTEGER) / 60, 0), "+
+			"strftime('%%Y-%%m-%%d %%H:%%M:%%f+00:00', 'now') WHERE %[1]s.placed_at < strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', '-%[2]d seconds')", row, fresh)
+	}
+	return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT %[2]s, UTC_TIMESTAMP(6) FROM DUAL "+
+		"WHERE %[1]s.placed_at < UTC_TIMESTAMP(6) - INTERVAL %[3]d SECOND", row, d.Minute(row+".placed_at"), fresh)
+}
+
+// MayNotMakeTriggers reports whether err says that this user may not make triggers on this server.
+func MayNotMakeTriggers(err error) bool {
+	e, ok := errors.AsType[*mysql.MySQLError](err)
+	return ok && (e.Number == 1419 || e.Number == 1227 || e.Number == 1142)
+}

@@ -1,0 +1,169 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"takeout/adapters/sqldb"
+	"takeout/app"
+)
+
+// Findings implements app.Findings on the order service's database.
+type Findings struct{ db *sqldb.DB }
+
+// NewFindings returns the findings that are kept in the order service's database.
+func NewFindings(orders *sqldb.DB) *Findings { return &Findings{orders} }
+
+// Unresolved implements app.Findings.
+func (s *Findings) Unresolved(ctx context.Context, limit int) ([]app.Finding, error) {
+	rows, err := s.db.Reader().QueryContext(ctx, "SELECT class, orderId, minute, state, evidence, repair, repairs, first_seen, last_seen, repaired_at "+
+		"FROM finding WHERE state IN ('open', 'repairing', 'person') ORDER BY id LIMIT ?", limit)
+	if err != nil {
+		return nil, s.db.Error(err)
+	}
+	defer rows.Close()
+	findings := []app.Finding{}
+	for rows.Next() {
+		var f app.Finding
+		var evidence []byte
+		var repaired sql.NullTime
+		err := rows.Scan(&f.Class, &f.OrderID, &f.Minute, &f.State, &evidence, &f.Repair, &f.Repairs, &f.FirstSeen, &f.LastSeen, &repaired)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(evidence, &f.Evidence); err != nil {
+			return nil, damaged("finding", f.OrderID, err)
+		}
+		f.FirstSeen, f.LastSeen = f.FirstSeen.UTC(), f.LastSeen.UTC()
+		if repaired.Valid {
+			at := utc(repaired)
+			f.RepairedAt = &at
+		}
+		findings = append(findings, f)
+	}
+	return findings, s.db.Error(rows.Err())
+}
+
+// findingsInTx is how many findings are stored in one transaction, which on SQLite keeps all other writers waiting.
+const findingsInTx = 200
+
+// Put implements app.Findings.
+func (s *Findings) Put(ctx context.Context, findings []*app.Finding) error {
+	for len(findings) > 0 {
+		some := findings[:min(len(findings), findingsInTx)]
+		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			for _, f := range some {
+				if err := putFinding(ctx, tx, f); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		findings = findings[len(some):]
+	}
+	return nil
+}
+
+func putFinding(ctx context.Context, tx *sql.Tx, f *app.Finding) error {
+	evidence, err := json.Marshal(f.Evidence)
+	if err != nil {
+		return err
+	}
+	values := []any{f.Minute, f.State, evidence, clip(f.Repair, 200), f.Repairs, f.FirstSeen, f.LastSeen, f.RepairedAt, f.ResolvedAt, f.OrderID, f.Class}
+	result, err := tx.ExecContext(ctx, "UPDATE finding SET minute = ?, state = ?, evidence = ?, repair = ?, repairs = ?, first_seen = ?, "+
+		"last_seen = ?, repaired_at = ?, resolved_at = ? WHERE orderId = ? AND class = ?", values...)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 1 {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, "INSERT INTO finding (minute, state, evidence, repair, repairs, first_seen, last_seen, repaired_at, resolved_at, "+
+		"orderId, class) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values...)
+	return err
+}
+
+// Counts implements app.Findings.
+func (s *Findings) Counts(ctx context.Context) ([]app.FindingCount, error) {
+	rows, err := s.db.Reader().QueryContext(ctx, "SELECT class, state, COUNT(*) FROM finding WHERE state IN ('open', 'repairing', 'person') GROUP BY class, state")
+	if err != nil {
+		return nil, s.db.Error(err)
+	}
+	defer rows.Close()
+	var counts []app.FindingCount
+	for rows.Next() {
+		var n app.FindingCount
+		if err := rows.Scan(&n.Class, &n.State, &n.Findings); err != nil {
+			return nil, err
+		}
+		counts = append(counts, n)
+	}
+	return counts, s.db.Error(rows.Err())
+}
+
+// reportsKept is how many reports are kept.
+const reportsKept = 100
+
+// SaveReport implements app.Findings.
+func (s *Findings) SaveReport(ctx context.Context, r app.Report) error {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, "INSERT INTO reconcile_report (started_at, report) VALUES (?, ?)", r.StartedAt, body)
+		if err != nil {
+			return err
+		}
+		id, err := result.LastInsertId()
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "DELETE FROM reconcile_report WHERE id <= ?", id-reportsKept)
+		return err
+	})
+}
+
+// LastReport implements app.Findings.
+func (s *Findings) LastReport(ctx context.Context) (app.Report, bool, error) {
+	var r app.Report
+	var body []byte
+	err := s.db.Reader().QueryRowContext(ctx, "SELECT report FROM reconcile_report ORDER BY id DESC LIMIT 1").Scan(&body)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, false, s.db.Error(err)
+	}
+	return r, true, json.Unmarshal(body, &r)
+}
+
+// Lease implements app.Findings. The server's clock decides: those of two processes may differ.
+func (s *Findings) Lease(ctx context.Context, owner string, lasts time.Duration) (bool, error) {
+	micros := max(lasts, time.Minute).Microseconds()
+	result, err := s.db.Writer().ExecContext(ctx, "UPDATE reconcile_lease SET owner = ?, expires = "+s.db.Now+" + ? "+
+		"WHERE id = 1 AND (owner = ? OR expires < "+s.db.Now+")", owner, micros, owner)
+	if err != nil {
+		return false, s.db.Error(err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n == 1 {
+		return n == 1, err
+	}
+	_, err = s.db.Writer().ExecContext(ctx, "INSERT INTO reconcile_lease (id, owner, expires) VALUES (1, ?, "+s.db.Now+" + ?)", owner, micros)
+	if s.db.IsDuplicate(err) {
+		return false, nil
+	}
+	return err == nil, s.db.Error(err)
+}
+
+// Release implements app.Findings.
+func (s *Findings) Release(ctx context.Context, owner string) error {
+	_, err := s.db.Writer().ExecContext(ctx, "UPDATE reconcile_lease SET expires = 0 WHERE id = 1 AND owner = ?", owner)
+	return s.db.Error(err)
+}

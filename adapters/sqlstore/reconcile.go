@@ -1,0 +1,390 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"iter"
+	"strings"
+	"time"
+
+	"takeout/adapters/sqldb"
+	"takeout/app"
+)
+
+// Book is one service's database as reconciliation sees it. It implements app.Book.
+type Book struct {
+	db    *sqldb.DB
+	table table
+}
+
+// table is what reconciliation knows of the table that a service keeps its orders in.
+type table struct {
+	name    string
+	record  string   // SELECT list of app.Record, after orderId
+	changed []string // columns of the times at which something happened to the order
+	lines   map[app.Pair]func(d sqldb.Dialect) line
+	watched []string // columns whose change is noted
+	newest  []string // one of these SELECTs has when the newest order was placed that the service has dealt with
+}
+
+// line says which rows make lines, and of what. The parts must be the same on both sides of a pair.
+type line struct {
+	parts []string
+	where string
+	group bool // several rows make one line
+}
+
+var tablesOf = map[string]table{
+	"order": {
+		name:    "order_info",
+		record:  "status, name, order_money, currency, COALESCE(courier_id, ''), 0, version, placed_at",
+		changed: []string{"assigned_at", "delivered_at", "cancelled_at"},
+		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "placed_at"},
+		newest: []string{
+			"SELECT placed_at FROM order_info WHERE status = 'dispatched' ORDER BY id DESC LIMIT 1",
+			"SELECT placed_at FROM order_info WHERE status = 'delivered' ORDER BY id DESC LIMIT 1",
+		},
+		lines: map[app.Pair]func(sqldb.Dialect) line{
+			app.OrderDispatch: func(sqldb.Dialect) line {
+				return line{parts: []string{"orderId", "order_money", "currency",
+					"CASE status WHEN 'placed' THEN 'waiting' WHEN 'dispatched' THEN 'assigned' WHEN 'cancelled' THEN 'ended' ELSE status END",
+					"CASE WHEN status IN ('dispatched', 'delivered') THEN COALESCE(courier_id, '') ELSE '' END", "name"}}
+			},
+			app.OrderPayment: func(sqldb.Dialect) line {
+				return line{parts: []string{"orderId", "order_money", "currency", "CASE status WHEN 'cancelled' THEN 'unpaid' ELSE 'paid' END"}}
+			},
+		},
+	},
+	"dispatch": {
+		name:    "platoon",
+		record:  "state, name, order_money, currency, COALESCE(takeout_userId, ''), 0, order_version, placed_at",
+		changed: []string{"assigned_at", "delivered_at", "released_at"},
+		watched: []string{"orderId", "name", "order_money", "currency", "state", "takeout_userId", "placed_at"},
+		newest:  []string{"SELECT placed_at FROM platoon ORDER BY placed_at DESC LIMIT 1"},
+		lines: map[app.Pair]func(sqldb.Dialect) line{
+			app.OrderDispatch: func(sqldb.Dialect) line {
+				return line{parts: []string{"orderId", "order_money", "currency",
+					"CASE WHEN state IN ('released', 'impossible') THEN 'ended' ELSE state END",
+					"CASE WHEN state IN ('assigned', 'delivered') THEN COALESCE(takeout_userId, '') ELSE '' END", "name"}}
+			},
+		},
+	},
+	"payment": {
+		name:    "payment",
+		record:  "state, name, order_money, currency, '', 0, order_version, placed_at",
+		changed: []string{"decided_at", "refunded_at"},
+		watched: []string{"orderId", "order_money", "currency", "state", "placed_at"},
+		newest:  []string{"SELECT placed_at FROM payment ORDER BY placed_at DESC LIMIT 1"},
+		lines: map[app.Pair]func(sqldb.Dialect) line{
+			app.OrderPayment: func(sqldb.Dialect) line {
+				return line{parts: []string{"orderId", "order_money", "currency",
+					"CASE WHEN state = 'succeeded' THEN 'paid' WHEN state = 'charging' THEN state ELSE 'unpaid' END"}}
+			},
+			app.PaymentPoints: func(d sqldb.Dialect) line {
+				return line{parts: []string{"orderId", d.Divide("order_money", "100")}, where: " AND state = 'succeeded' AND order_money >= 100"}
+			},
+		},
+	},
+	"points": {
+		name:    "points_entry",
+		record:  "kind, '', 0, '', '', points, 0, placed_at",
+		changed: []string{"at"},
+		watched: []string{"orderId", "kind", "points", "placed_at"},
+		newest:  []string{"SELECT placed_at FROM points_entry ORDER BY placed_at DESC LIMIT 1"},
+		lines: map[app.Pair]func(sqldb.Dialect) line{
+			app.PaymentPoints: func(sqldb.Dialect) line {
+				return line{parts: []string{"orderId", "SUM(points)"}, group: true}
+			},
+		},
+	},
+}
+
+// NewBook returns the book of the service that the database is named after.
+func NewBook(db *sqldb.DB) *Book { return &Book{db, tablesOf[db.Name()]} }
+
+// linesOf is a SELECT of the pair's lines between two times, which are its arguments.
+func (b *Book) linesOf(pair app.Pair) string {
+	l := b.table.lines[pair](b.db.Dialect)
+	minute, digest, group := b.db.Minute("placed_at"), b.db.Digest(l.parts...), ""
+	if l.group {
+		minute, group = "MIN("+minute+")", " GROUP BY orderId HAVING SUM(points) <> 0"
+	}
+	return "SELECT orderId, " + minute + " AS minute, " + digest + " AS digest FROM " + b.table.name +
+		" WHERE placed_at >= ? AND placed_at < ?" + l.where + group
+}
+
+// Digests implements app.Book.
+func (b *Book) Digests(ctx context.Context, pair app.Pair, from, to time.Time) (map[int64]app.Digest, error) {
+	rows, err := b.db.Reader().QueryContext(ctx,
+		"SELECT minute, COUNT(*), SUM(digest) FROM ("+b.linesOf(pair)+") lines_of_pair GROUP BY minute", from, to)
+	if err != nil {
+		return nil, b.db.Error(err)
+	}
+	defer rows.Close()
+	digests := map[int64]app.Digest{}
+	for rows.Next() {
+		var minute int64
+		var d app.Digest
+		if err := rows.Scan(&minute, &d.Rows, &d.Sum); err != nil {
+			return nil, err
+		}
+		digests[minute] = d
+	}
+	return digests, b.db.Error(rows.Err())
+}
+
+// Lines implements app.Book.
+func (b *Book) Lines(ctx context.Context, pair app.Pair, from, to time.Time) iter.Seq2[app.Line, error] {
+	return func(yield func(app.Line, error) bool) {
+		rows, err := b.db.Reader().QueryContext(ctx, b.linesOf(pair)+" ORDER BY orderId, digest", from, to)
+		if err != nil {
+			yield(app.Line{}, b.db.Error(err))
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var l app.Line
+			if err := rows.Scan(&l.OrderID, &l.Minute, &l.Digest); err != nil {
+				yield(l, err)
+				return
+			}
+			if !yield(l, nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(app.Line{}, b.db.Error(err))
+		}
+	}
+}
+
+// Cut implements app.Book.
+func (b *Book) Cut(ctx context.Context, from, to time.Time, rows int) (time.Time, error) {
+	var cut time.Time
+	err := b.db.Reader().QueryRowContext(ctx, "SELECT placed_at FROM "+b.table.name+
+		" WHERE placed_at >= ? AND placed_at < ? ORDER BY placed_at LIMIT 1 OFFSET ?", from, to, rows).Scan(&cut)
+	if errors.Is(err, sql.ErrNoRows) {
+		return to, nil
+	}
+	if err != nil {
+		return to, b.db.Error(err)
+	}
+	if cut = cut.UTC().Truncate(time.Minute).Add(time.Minute); cut.After(to) {
+		return to, nil
+	}
+	return cut, nil
+}
+
+// Records implements app.Book.
+func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app.Record, error) {
+	rows, err := b.db.Reader().QueryContext(ctx, "SELECT orderId, "+b.table.record+", "+strings.Join(b.table.changed, ", ")+
+		" FROM "+b.table.name+" WHERE orderId IN "+list(len(orderIDs))+" ORDER BY id", args(orderIDs)...)
+	if err != nil {
+		return nil, b.db.Error(err)
+	}
+	defer rows.Close()
+	records := map[string][]app.Record{}
+	for rows.Next() {
+		var id string
+		var r app.Record
+		times := make([]sql.NullTime, len(b.table.changed))
+		into := []any{&id, &r.State, &r.Name, &r.Amount, &r.Currency, &r.CourierID, &r.Points, &r.Version, &r.PlacedAt}
+		for i := range times {
+			into = append(into, &times[i])
+		}
+		if err := rows.Scan(into...); err != nil {
+			return nil, err
+		}
+		r.PlacedAt = r.PlacedAt.UTC()
+		r.ChangedAt = r.PlacedAt
+		for _, t := range times {
+			if at := utc(t); at.After(r.ChangedAt) {
+				r.ChangedAt = at
+			}
+		}
+		records[id] = append(records[id], r)
+	}
+	return records, b.db.Error(rows.Err())
+}
+
+// list is a list of n arguments.
+func list(n int) string { return "(?" + strings.Repeat(",?", n-1) + ")" }
+
+func args(ids []string) []any {
+	out := make([]any, len(ids))
+	for i, id := range ids {
+		out[i] = id
+	}
+	return out
+}
+
+// Flights implements app.Book.
+func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]app.Flight, error) {
+	in, ids := list(len(orderIDs)), args(orderIDs)
+	all := append(append(append([]any{}, ids...), ids...), ids...)
+	rows, err := b.db.Reader().QueryContext(ctx, "SELECT order_id, 0 FROM outbox WHERE order_id IN "+in+
+		" UNION ALL SELECT order_id, 0 FROM retry WHERE order_id IN "+in+
+		" UNION ALL SELECT order_id, 1 FROM failure WHERE order_id IN "+in+" AND state IN ('open', 'retrying')", all...)
+	if err != nil {
+		return nil, b.db.Error(err)
+	}
+	defer rows.Close()
+	flights := map[string]app.Flight{}
+	for rows.Next() {
+		var id string
+		var failure bool
+		if err := rows.Scan(&id, &failure); err != nil {
+			return nil, err
+		}
+		f := flights[id]
+		flights[id] = app.Flight{Events: f.Events || !failure, Failures: f.Failures || failure}
+	}
+	return flights, b.db.Error(rows.Err())
+}
+
+// Stuck implements app.Book.
+func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.Stuck, error) {
+	var stuck []app.Stuck
+	// The oldest event is the one with the lowest id, or nearly.
+	rows, err := b.db.Reader().QueryContext(ctx, "SELECT order_id, created_at FROM "+
+		"(SELECT order_id, created_at FROM outbox ORDER BY id LIMIT ?) oldest WHERE created_at < ? AND order_id <> ''", limit, before)
+	if err != nil {
+		return nil, b.db.Error(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var s app.Stuck
+		if err := rows.Scan(&s.OrderID, &s.Since); err != nil {
+			return nil, err
+		}
+		s.Since = s.Since.UTC()
+		stuck = append(stuck, s)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, b.db.Error(err)
+	}
+	overdue, err := b.db.Reader().QueryContext(ctx, "SELECT order_id, available_at FROM retry WHERE available_at < ? AND order_id <> '' "+
+		"ORDER BY available_at LIMIT ?", before.UnixMicro(), limit)
+	if err != nil {
+		return nil, b.db.Error(err)
+	}
+	defer overdue.Close()
+	for overdue.Next() {
+		s := app.Stuck{Retry: true}
+		var micros int64
+		if err := overdue.Scan(&s.OrderID, &micros); err != nil {
+			return nil, err
+		}
+		s.Since = time.UnixMicro(micros).UTC()
+		stuck = append(stuck, s)
+	}
+	return stuck, b.db.Error(overdue.Err())
+}
+
+// Newest implements app.Book.
+func (b *Book) Newest(ctx context.Context) (time.Time, error) {
+	var newest time.Time
+	for _, query := range b.table.newest {
+		at, err := b.time(ctx, query)
+		if err != nil {
+			return newest, err
+		}
+		if at.After(newest) {
+			newest = at
+		}
+	}
+	return newest, nil
+}
+
+// Created implements app.Book.
+func (b *Book) Created(ctx context.Context) (time.Time, error) {
+	return b.time(ctx, "SELECT created_at FROM owner")
+}
+
+func (b *Book) time(ctx context.Context, query string) (time.Time, error) {
+	var at time.Time
+	err := b.db.Reader().QueryRowContext(ctx, query).Scan(&at)
+	if errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, nil
+	}
+	return at.UTC(), b.db.Error(err)
+}
+
+// Dirty implements app.Book.
+func (b *Book) Dirty(ctx context.Context, limit int) ([]app.Dirty, error) {
+	rows, err := b.db.Reader().QueryContext(ctx, "SELECT id, minute FROM reconcile_dirty ORDER BY id LIMIT ?", limit)
+	if err != nil {
+		return nil, b.db.Error(err)
+	}
+	defer rows.Close()
+	var notes []app.Dirty
+	for rows.Next() {
+		var n app.Dirty
+		if err := rows.Scan(&n.ID, &n.Minute); err != nil {
+			return nil, err
+		}
+		notes = append(notes, n)
+	}
+	return notes, b.db.Error(rows.Err())
+}
+
+// Clean implements app.Book. It deletes those notes and no range of them: one with a lower number may be committed
+// later.
+func (b *Book) Clean(ctx context.Context, notes []app.Dirty) error {
+	for len(notes) > 0 {
+		n := min(len(notes), 500)
+		ids := make([]any, n)
+		for i := range ids {
+			ids[i] = notes[i].ID
+		}
+		if _, err := b.db.Writer().ExecContext(ctx, b.db.DeleteByID("reconcile_dirty", n), ids...); err != nil {
+			return b.db.Error(err)
+		}
+		notes = notes[n:]
+	}
+	return nil
+}
+
+// Soil implements app.Book.
+func (b *Book) Soil(ctx context.Context, minutes []int64) error {
+	at := now()
+	for len(minutes) > 0 {
+		n := min(len(minutes), 500)
+		values := make([]any, 0, 2*n)
+		for _, minute := range minutes[:n] {
+			values = append(values, minute, at)
+		}
+		_, err := b.db.Writer().ExecContext(ctx, "INSERT INTO reconcile_dirty (minute, at) VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1), values...)
+		if err != nil {
+			return b.db.Error(err)
+		}
+		minutes = minutes[n:]
+	}
+	return nil
+}
+
+// Mark implements app.Book.
+func (b *Book) Mark(ctx context.Context, pair app.Pair) (app.Mark, error) {
+	var m app.Mark
+	err := b.db.Reader().QueryRowContext(ctx, "SELECT minute, pass FROM reconcile_mark WHERE pair = ?", string(pair)).Scan(&m.Minute, &m.Pass)
+	if errors.Is(err, sql.ErrNoRows) {
+		return m, nil
+	}
+	return m, b.db.Error(err)
+}
+
+// SetMark implements app.Book.
+func (b *Book) SetMark(ctx context.Context, pair app.Pair, m app.Mark) error {
+	return b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		result, err := tx.ExecContext(ctx, "UPDATE reconcile_mark SET minute = ?, pass = ? WHERE pair = ?", m.Minute, m.Pass, string(pair))
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 1 {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "INSERT INTO reconcile_mark (pair, minute, pass) VALUES (?, ?, ?)", string(pair), m.Minute, m.Pass)
+		return err
+	})
+}

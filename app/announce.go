@@ -1,0 +1,84 @@
+package app
+
+import (
+	"context"
+
+	"takeout/domain"
+	"takeout/domain/dispatch"
+	"takeout/domain/event"
+	"takeout/domain/order"
+	"takeout/domain/payment"
+)
+
+func announceAgain(ctx context.Context, outbox Outbox, history History, e event.Event, why string) error {
+	if err := outbox.Publish(ctx, e); err != nil {
+		return err
+	}
+	return history.Add(ctx, e.Subject(), "announced_again", why)
+}
+
+// Announce announces once more what became of the order's dispatch, under a new event id, for somebody who lost it; why
+// goes into the history. NotFound if the order has no dispatch, Conflict if there is nothing to announce.
+func (s *Dispatches) Announce(ctx context.Context, id order.ID, why string) error {
+	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
+		d, err := tx.Dispatches.Get(ctx, id)
+		if err != nil {
+			return err
+		}
+		e, err := dispatchEvent(d)
+		if err != nil {
+			return err
+		}
+		return announceAgain(ctx, tx.Outbox, tx.History, e, why)
+	})
+}
+
+// dispatchEvent tells what became of a dispatch to somebody who may have heard something else.
+func dispatchEvent(d dispatch.Dispatch) (event.Event, error) {
+	switch d.State {
+	case dispatch.Assigned:
+		return event.DispatchAssigned{
+			OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt,
+			Version: d.Job.OrderVersion, Correction: true,
+		}, nil
+	case dispatch.Delivered:
+		return event.DispatchDelivered{
+			OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt,
+			DeliveredAt: d.DeliveredAt, Version: d.Job.OrderVersion, Correction: true,
+		}, nil
+	}
+	return nil, domain.Errorf(domain.Conflict, "nothing_to_announce", "the dispatch of order %s is %s", d.Job.OrderID, d.State)
+}
+
+// Announce announces once more what became of the order's payment, under a new event id, for somebody who lost it; why
+// goes into the history. NotFound if the order has no payment, Conflict if there is nothing to announce.
+func (s *Payments) Announce(ctx context.Context, id order.ID, why string) error {
+	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+		p, err := tx.Payments.Get(ctx, id)
+		if err != nil {
+			return err
+		}
+		e, err := paymentEvent(p)
+		if err != nil {
+			return err
+		}
+		return announceAgain(ctx, tx.Outbox, tx.History, e, why)
+	})
+}
+
+func paymentEvent(p payment.Payment) (event.Event, error) {
+	bill := event.Order{
+		OrderID: p.Bill.OrderID.String(), Name: p.Bill.Name, Amount: p.Bill.Money.Amount(), Currency: p.Bill.Money.Currency(),
+		Status: order.Placed.String(), Version: p.Bill.OrderVersion, PlacedAt: p.Bill.PlacedAt,
+	}
+	switch p.State {
+	case payment.Succeeded:
+		return event.PaymentSucceeded{Order: bill, Reference: p.Reference, PaidAt: p.DecidedAt}, nil
+	case payment.Refused:
+		return event.PaymentRefused{Order: bill, Reason: p.Reason, RefusedAt: p.DecidedAt}, nil
+	case payment.Refunded:
+		bill.Status = order.Cancelled.String()
+		return event.PaymentRefunded{Order: bill, Reference: p.Reference, RefundedAt: p.RefundedAt}, nil
+	}
+	return nil, domain.Errorf(domain.Conflict, "nothing_to_announce", "the payment of order %s is %s", p.Bill.OrderID, p.State)
+}

@@ -1,0 +1,393 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"takeout/domain"
+	"takeout/domain/order"
+)
+
+// Finding is a difference between two services that is not under way, and what became of it.
+type Finding struct {
+	Class      string              `json:"class"`
+	OrderID    string              `json:"order_id"`
+	State      string              `json:"state" enum:"open,repairing,person,resolved"`
+	Evidence   map[string][]Record `json:"evidence" doc:"What each service's tables say, by service."`
+	Repair     string              `json:"repair,omitempty" doc:"What was done last."`
+	Repairs    int                 `json:"repairs"`
+	FirstSeen  time.Time           `json:"first_seen"`
+	LastSeen   time.Time           `json:"last_seen"`
+	RepairedAt *time.Time          `json:"repaired_at,omitempty" doc:"Last."`
+	ResolvedAt *time.Time          `json:"resolved_at,omitempty"`
+	Minute     int64               `json:"-"` // in which the order was placed, since 1970
+
+	pair   Pair
+	remedy *remedy
+}
+
+// States of a finding. An open one was not repaired yet, a repairing one was and does not show it yet.
+const (
+	StateOpen      = "open"
+	StateRepairing = "repairing"
+	StatePerson    = "person"
+	StateResolved  = "resolved"
+)
+
+type findingKey struct{ class, orderID string }
+
+func (f *Finding) key() findingKey { return findingKey{f.Class, f.OrderID} }
+
+// FindingCount is how many findings of a class are in a state that is not resolved.
+type FindingCount struct {
+	Class, State string
+	Findings     int
+}
+
+// Findings keeps what reconciliation found, in the order service's database, and decides which process reconciles.
+type Findings interface {
+	// Unresolved returns the findings that are not resolved, the oldest first and no more than limit.
+	Unresolved(ctx context.Context, limit int) ([]Finding, error)
+	// Put stores findings. There is one for each class and order: a later one replaces it.
+	Put(ctx context.Context, findings []*Finding) error
+	// Counts counts the findings that are not resolved.
+	Counts(ctx context.Context) ([]FindingCount, error)
+	// SaveReport stores a report, and forgets all but the last hundred.
+	SaveReport(ctx context.Context, r Report) error
+	// LastReport returns the last report, and whether there is one.
+	LastReport(ctx context.Context) (Report, bool, error)
+	// Lease reports whether owner is the one who reconciles for that time from now on: nobody else was, or owner
+	// itself.
+	Lease(ctx context.Context, owner string, lasts time.Duration) (bool, error)
+	// Release gives the lease back, if owner has it.
+	Release(ctx context.Context, owner string) error
+}
+
+// suspect is an order that may differ between two services.
+type suspect struct {
+	orderID       string
+	cause, effect []Record
+	verdict       verdict
+	changed       time.Time // by what happened to the order last
+	moving        bool      // it changed while it was looked at
+}
+
+// verify decides for each order whose lines differ, and each that has a finding, whether it is a difference.
+func (p *pass) verify(ctx context.Context, c *comparison) error {
+	ids := slices.Collect(maps.Keys(c.suspects))
+	for key := range p.known {
+		if pairOf[key.class] == c.pair {
+			ids = append(ids, key.orderID)
+		}
+	}
+	slices.Sort(ids)
+	for some := range slices.Chunk(slices.Compact(ids), batch) {
+		if err := p.verifyBatch(ctx, c, some); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.probe == nil:
+	case c.probing:
+		p.leave(c, c.probe, false)
+	default:
+		p.found(c, c.probe)
+	}
+	return nil
+}
+
+func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) error {
+	if err := p.renew(ctx, runLease/4); err != nil {
+		return err
+	}
+	seen, err := p.look(ctx, c, ids)
+	if err != nil {
+		return err
+	}
+	var differ []string
+	for _, s := range seen {
+		if s.verdict.class == "" {
+			p.resolve(c, s.orderID, "")
+		} else {
+			differ = append(differ, s.orderID)
+		}
+	}
+	if len(differ) == 0 {
+		return nil
+	}
+	// An event may have been on its way before, between or after: it leaves a trace in one of these.
+	before, err := p.flights(ctx, c, differ)
+	if err != nil {
+		return err
+	}
+	if seen, err = p.look(ctx, c, differ); err != nil {
+		return err
+	}
+	after, err := p.flights(ctx, c, differ)
+	if err != nil {
+		return err
+	}
+	for _, s := range seen {
+		b, a := before[s.orderID], after[s.orderID]
+		switch {
+		case s.verdict.class == "" && !s.moving:
+			p.resolve(c, s.orderID, "")
+		case s.moving || b.Events || a.Events || b.Failures || a.Failures:
+			p.leave(c, s, b.Failures || a.Failures)
+		default:
+			if err := p.decide(ctx, c, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// look reads both sides of the orders. It reads the effect first: what is there without a cause has none. It reads the
+// effect again at the end: what is not there has not come.
+func (p *pass) look(ctx context.Context, c *comparison, ids []string) ([]*suspect, error) {
+	var reads [4]map[string][]Record
+	for i, service := range []string{c.effect, c.cause, c.effect, p.witness(c)} {
+		if service == "" {
+			continue
+		}
+		var err error
+		if reads[i], err = p.books[service].Records(ctx, ids); err != nil {
+			return nil, err
+		}
+	}
+	suspects := make([]*suspect, 0, len(ids))
+	for _, id := range ids {
+		before, cause, effect, witness := reads[0][id], reads[1][id], reads[2][id], reads[3][id]
+		s := &suspect{orderID: id, cause: cause, effect: effect, moving: !slices.Equal(before, effect)}
+		switch s.verdict = c.judge(cause, effect); {
+		case s.verdict.class == MissingDispatch && reads[3] != nil && cause[0].State == order.Placed.String():
+			s.verdict = judgeUndispatched(witness)
+		case s.verdict.class == PointsMismatch && len(cause) == 0:
+			s.verdict = judgeUnpaidPoints(witness)
+		}
+		for _, r := range slices.Concat(cause, effect, witness) {
+			s.changed = latest(s.changed, r.ChangedAt)
+		}
+		suspects = append(suspects, s)
+	}
+	return suspects, nil
+}
+
+// witness is a third service that has a say in the comparison, empty if there is none.
+func (p *pass) witness(c *comparison) string {
+	switch {
+	case c.pair == PaymentPoints:
+		return "order"
+	case c.pair == OrderDispatch && p.policy.AfterPayment && p.books["payment"] != nil:
+		return "payment"
+	}
+	return ""
+}
+
+// flights returns what is under way about the orders in the databases that the pair depends on.
+func (p *pass) flights(ctx context.Context, c *comparison, ids []string) (map[string]Flight, error) {
+	all := map[string]Flight{}
+	for _, service := range []string{c.cause, c.effect, p.witness(c)} {
+		if service == "" {
+			continue
+		}
+		flights, err := p.books[service].Flights(ctx, ids)
+		if err != nil {
+			return nil, err
+		}
+		for id, f := range flights {
+			all[id] = Flight{Events: all[id].Events || f.Events, Failures: all[id].Failures || f.Failures}
+		}
+	}
+	return all, nil
+}
+
+// patience is after how many times the grace an order is not taken for one that its service has not come to.
+const patience = 10
+
+// decide takes a difference for a finding unless it may be gone by itself: it is young, or the service that must act on
+// an event has not come to it. Events are handled in about the order in which they happen, so it has if it has dealt
+// with an order that was placed a grace later.
+//
+// Whether a service that dealt with nothing later is behind, or has nothing to do and lost the last events, does not
+// show in any table. So of those that wait for long, the youngest is taken for a finding: when its repair shows, the
+// service has come past all the others.
+func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
+	age := p.now.Sub(s.changed)
+	service := s.verdict.lagging
+	_, known := p.known[findingKey{s.verdict.class, s.orderID}]
+	switch {
+	case age < p.policy.Grace:
+		p.leave(c, s, false)
+		return nil
+	case service == "":
+		p.found(c, s)
+		return nil
+	}
+	newest, asked := c.newest[service]
+	if !asked {
+		var err error
+		if newest, err = p.books[service].Newest(ctx); err != nil {
+			return err
+		}
+		c.newest[service] = newest
+	}
+	switch {
+	case newest.After(s.changed.Add(p.policy.Grace)):
+		p.found(c, s)
+	case known:
+		c.probing = true
+		p.found(c, s)
+	case age > patience*p.policy.Grace && (c.probe == nil || s.changed.After(c.probe.changed)):
+		if c.probe != nil {
+			p.leave(c, c.probe, false)
+		}
+		c.probe = s
+	default:
+		p.leave(c, s, false)
+	}
+	return nil
+}
+
+// leave counts a difference that is none yet. What was found about the order before stays as it was.
+func (p *pass) leave(c *comparison, s *suspect, failures bool) {
+	p.report.InFlight++
+	if failures {
+		p.report.Failures++
+	}
+	if minute, ok := c.suspects[s.orderID]; ok {
+		c.unsettled[minute] = true
+	}
+}
+
+// found makes or renews the finding.
+func (p *pass) found(c *comparison, s *suspect) {
+	f, known := p.known[findingKey{s.verdict.class, s.orderID}]
+	if !known {
+		f = Finding{Class: s.verdict.class, OrderID: s.orderID, FirstSeen: p.now}
+	}
+	f.LastSeen, f.pair, f.remedy = p.now, c.pair, s.verdict.remedy
+	f.Evidence = map[string][]Record{c.cause: s.cause, c.effect: s.effect}
+	for _, r := range slices.Concat(s.effect, s.cause) {
+		f.Minute = minuteOf(r.PlacedAt)
+	}
+	switch {
+	case f.remedy == nil || f.Repairs >= maxRepairs:
+		f.State = StatePerson
+	case f.Repairs > 0:
+		f.State = StateRepairing
+	default:
+		f.State = StateOpen
+	}
+	p.touched[f.key()] = &f
+	p.resolve(c, s.orderID, f.Class)
+}
+
+// resolve closes what was found about an order in this pair, except in one class.
+func (p *pass) resolve(c *comparison, orderID, except string) {
+	for class, pair := range pairOf {
+		f, known := p.known[findingKey{class, orderID}]
+		if !known || pair != c.pair || class == except {
+			continue
+		}
+		p.close(f)
+	}
+}
+
+func (p *pass) close(f Finding) {
+	f.State, f.ResolvedAt = StateResolved, &p.now
+	p.touched[f.key()] = &f
+}
+
+// findStuck finds events that should have left an outbox or a retry table long ago. Nothing about their orders is lost,
+// so there is nothing to repair but what keeps them.
+func (p *pass) findStuck(ctx context.Context) {
+	stuck, complete := map[findingKey]bool{}, true
+	for _, service := range slices.Sorted(maps.Keys(p.books)) {
+		events, err := p.books[service].Stuck(ctx, p.now.Add(-max(patience*p.policy.Grace, time.Minute)), maxStuck)
+		if err != nil {
+			p.complain("%s: %v", service, err)
+		}
+		complete = complete && err == nil && len(events) < maxStuck
+		for _, e := range events {
+			f := Finding{Class: StuckOutbox, OrderID: e.OrderID, FirstSeen: p.now, State: StateOpen, Minute: minuteOf(e.Since)}
+			if e.Retry {
+				f.Class = StuckRetry
+			}
+			if known, ok := p.known[f.key()]; ok {
+				f = known
+			}
+			f.LastSeen = p.now
+			f.Evidence = map[string][]Record{service: {{State: f.Class, PlacedAt: e.Since, ChangedAt: e.Since}}}
+			stuck[f.key()] = true
+			p.touched[f.key()] = &f
+		}
+	}
+	for key, f := range p.known {
+		if complete && (key.class == StuckOutbox || key.class == StuckRetry) && !stuck[key] {
+			p.close(f)
+		}
+	}
+}
+
+// keep stores the findings before anything is done about them.
+func (p *pass) keep(ctx context.Context) error { return p.findings.Put(ctx, sorted(p.touched)) }
+
+func sorted(findings map[findingKey]*Finding) []*Finding {
+	return slices.SortedFunc(maps.Values(findings), func(a, b *Finding) int {
+		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(a.OrderID, b.OrderID))
+	})
+}
+
+// maxRepairs is how often a finding is repaired before it is a person's.
+const maxRepairs = 5
+
+// repair does something about each finding that a machine may repair, one pair after the other: an order that is
+// restored with its courier need not be restored without.
+func (p *pass) repair(ctx context.Context, pairs []*comparison) {
+	for _, c := range pairs {
+		var done []*Finding
+		for _, f := range sorted(p.touched) {
+			if f.pair != c.pair || f.remedy == nil || f.State != StateOpen && f.State != StateRepairing {
+				continue
+			}
+			if f.RepairedAt != nil && p.now.Sub(*f.RepairedAt) < p.policy.Grace {
+				continue // it may still show
+			}
+			if p.report.Repaired >= p.policy.Budget {
+				break
+			}
+			if err := p.renew(ctx, runLease/4); err != nil {
+				p.complain("%v", err)
+			}
+			err := p.apply(ctx, f)
+			if domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil {
+				p.complain("repair: %v", err)
+				break
+			}
+			p.report.Repaired++
+			done = append(done, f)
+		}
+		if err := p.findings.Put(ctx, done); err != nil {
+			p.complain("%v", err)
+		}
+	}
+}
+
+func (p *pass) apply(ctx context.Context, f *Finding) error {
+	id, err := order.ParseID(f.OrderID)
+	if err != nil {
+		f.State, f.Repair = StatePerson, err.Error()
+		return err
+	}
+	err = f.remedy.do(ctx, p.repairs, id, "reconciliation found "+f.Class)
+	f.Repairs, f.RepairedAt, f.State, f.Repair = f.Repairs+1, &p.now, StateRepairing, f.remedy.text
+	if err != nil {
+		f.Repair = "failed: " + err.Error()
+	}
+	return err
+}

@@ -1,0 +1,287 @@
+package app
+
+import (
+	"context"
+	"time"
+
+	"takeout/domain"
+	"takeout/domain/dispatch"
+	"takeout/domain/order"
+	"takeout/domain/payment"
+	"takeout/domain/points"
+)
+
+// Classes of findings.
+const (
+	MissingDispatch    = "missing_dispatch"     // the order has no dispatch
+	OrphanDispatch     = "orphan_dispatch"      // the dispatch has no order
+	Duplicate          = "duplicate"            // a table has the order twice
+	FieldMismatch      = "field_mismatch"       // name, time, courier or progress differ
+	AmountMismatch     = "amount_mismatch"      // amount or currency differ
+	CancelledButActive = "cancelled_but_active" // a courier is sent for a cancelled order
+	MissingPayment     = "missing_payment"      // the order is not charged
+	OrphanPayment      = "orphan_payment"       // the payment has no order
+	DoublePayment      = "double_payment"       // the order has two payments
+	PaymentMismatch    = "payment_mismatch"     // the payment has another amount, or an end that the order does not have
+	MissingPoints      = "missing_points"       // the payment earned none
+	DoublePoints       = "double_points"        // entered or taken back twice
+	PointsMismatch     = "points_mismatch"      // other points than the payment earned
+	Lost               = "lost"                 // it earned points, and no service knows the order
+	StuckOutbox        = "stuck_outbox"         // an event is not sent
+	StuckRetry         = "stuck_retry"          // an event is not tried again
+)
+
+// pairOf says which comparison finds a class.
+var pairOf = map[string]Pair{
+	MissingDispatch: OrderDispatch, OrphanDispatch: OrderDispatch, Duplicate: OrderDispatch,
+	FieldMismatch: OrderDispatch, AmountMismatch: OrderDispatch, CancelledButActive: OrderDispatch,
+	MissingPayment: OrderPayment, OrphanPayment: OrderPayment, DoublePayment: OrderPayment, PaymentMismatch: OrderPayment,
+	MissingPoints: PaymentPoints, DoublePoints: PaymentPoints, PointsMismatch: PaymentPoints, Lost: PaymentPoints,
+}
+
+// verdict is what two services' rows of one order say together.
+type verdict struct {
+	class   string  // empty if they agree
+	remedy  *remedy // nil if a person must decide
+	lagging string  // the service that may only not have heard yet, empty if there is nothing to hear
+}
+
+// remedy is a repair. It goes through an ordinary use case, which is idempotent and leaves a trace in the order's
+// history.
+type remedy struct {
+	text string
+	do   func(ctx context.Context, u UseCases, id order.ID, why string) error
+}
+
+var (
+	announceOrder = &remedy{"the order was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		return u.Orders.Announce(ctx, id, false, why)
+	}}
+	correctDispatch = &remedy{"the order was announced again as a correction", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		return u.Orders.Announce(ctx, id, true, why)
+	}}
+	announceDispatch = &remedy{"the dispatch was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		return u.Dispatches.Announce(ctx, id, why)
+	}}
+	announcePayment = &remedy{"the payment was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		return u.Payments.Announce(ctx, id, why)
+	}}
+	cancelOrder = &remedy{"the order was cancelled, as the dispatch service knows it", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		if err := restoreDispatched(ctx, u, id, why); err != nil {
+			return err
+		}
+		return u.Orders.Announce(ctx, id, false, why) // the payment service may not know it either
+	}}
+	restoreFromDispatch = &remedy{"the order was stored again from what the dispatch service kept", restoreDispatched}
+	restoreFromPayment  = &remedy{"the order was stored again from what the payment service kept", restorePaid}
+)
+
+func restoreDispatched(ctx context.Context, u UseCases, id order.ID, why string) error {
+	d, err := u.Dispatches.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	want, err := order.Place(id, d.Job.Name, d.Job.Money, d.Job.PlacedAt)
+	if err != nil {
+		return err
+	}
+	switch d.State {
+	case dispatch.Assigned:
+		want.MarkDispatched(d.CourierID.String(), d.AssignedAt)
+	case dispatch.Delivered:
+		want.MarkDelivered(d.CourierID.String(), d.AssignedAt, d.DeliveredAt)
+	case dispatch.Released:
+		_, err = want.Cancel(order.ReasonCancelWasLost, d.ReleasedAt)
+	case dispatch.Impossible:
+		_, err = want.Cancel(order.ReasonNoCourier, d.ReleasedAt)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = u.Compensation.Restore(ctx, want, why)
+	return err
+}
+
+func restorePaid(ctx context.Context, u UseCases, id order.ID, why string) error {
+	p, err := u.Payments.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	want, err := order.Place(id, p.Bill.Name, p.Bill.Money, p.Bill.PlacedAt)
+	if err != nil {
+		return err
+	}
+	switch p.State {
+	case payment.Refused:
+		_, err = want.Cancel(order.ReasonNotPaid, p.DecidedAt)
+	case payment.Refunded:
+		_, err = want.Cancel(order.ReasonCancelWasLost, p.RefundedAt)
+	case payment.Void:
+		_, err = want.Cancel(order.ReasonCancelWasLost, time.Now())
+	}
+	if err != nil {
+		return err
+	}
+	_, err = u.Compensation.Restore(ctx, want, why)
+	return err
+}
+
+var agree = verdict{}
+
+// judgeDispatch compares an order with its dispatch. The order service decides what was ordered and whether it is
+// cancelled, the dispatch service who brings it and whether they did.
+func judgeDispatch(orders, dispatches []Record) verdict {
+	switch {
+	case len(orders) > 1 || len(dispatches) > 1:
+		return verdict{class: Duplicate}
+	case len(orders) == 0 && len(dispatches) == 0:
+		return agree
+	case len(orders) == 0:
+		return verdict{class: OrphanDispatch, remedy: restoreFromDispatch}
+	case len(dispatches) == 0:
+		return verdict{MissingDispatch, announceOrder, "dispatch"}
+	}
+	o, d := orders[0], dispatches[0]
+	if o.Amount != d.Amount || o.Currency != d.Currency {
+		return verdict{class: AmountMismatch}
+	}
+	if v := judgeProgress(o, d); v != agree {
+		return v
+	}
+	if o.Name != d.Name || !o.PlacedAt.Equal(d.PlacedAt) {
+		return verdict{FieldMismatch, correctDispatch, "dispatch"}
+	}
+	return agree
+}
+
+// judgeProgress compares how far an order has come. What is not in the table is a contradiction for a person.
+func judgeProgress(o, d Record) verdict {
+	sameCourier := o.CourierID == d.CourierID
+	tell := verdict{FieldMismatch, announceDispatch, "order"}
+	if d.CourierID == "" {
+		tell.remedy = nil // nobody can be told of
+	}
+	ended := d.State == dispatch.Released.String() || d.State == dispatch.Impossible.String()
+	switch (progress{o.State, d.State}) {
+	case progress{"placed", "waiting"}:
+		return agree
+	case progress{"placed", "assigned"}, progress{"placed", "delivered"}, progress{"dispatched", "delivered"}:
+		return tell
+	case progress{"dispatched", "assigned"}, progress{"delivered", "delivered"}:
+		if sameCourier {
+			return agree
+		}
+		return tell
+	case progress{"cancelled", "delivered"}: // the courier was faster than the cancellation
+		return agree
+	case progress{"cancelled", "waiting"}, progress{"cancelled", "assigned"}:
+		return verdict{CancelledButActive, announceOrder, "dispatch"}
+	case progress{"placed", "impossible"}:
+		return verdict{FieldMismatch, cancelOrder, "order"}
+	case progress{"placed", "released"}, progress{"dispatched", "released"}, progress{"dispatched", "impossible"}:
+		return verdict{class: FieldMismatch, remedy: cancelOrder}
+	}
+	if o.State == order.Cancelled.String() && ended {
+		return agree
+	}
+	return verdict{class: FieldMismatch}
+}
+
+type progress struct{ order, dispatch string }
+
+// judgeUndispatched judges an order without a dispatch where orders are dispatched when they are paid.
+func judgeUndispatched(payments []Record) verdict {
+	if len(payments) == 1 && payments[0].State == payment.Succeeded.String() {
+		return verdict{MissingDispatch, announcePayment, "dispatch"}
+	}
+	return agree // the comparison with the payments says what is wrong, if anything is
+}
+
+// judgePayment compares an order with its payment.
+func judgePayment(orders, payments []Record) verdict {
+	switch {
+	case len(payments) > 1:
+		return verdict{class: DoublePayment}
+	case len(orders) > 1 || len(orders) == 0 && len(payments) == 0:
+		return agree // two orders are found where they are compared with dispatches
+	case len(orders) == 0:
+		return verdict{class: OrphanPayment, remedy: restoreFromPayment}
+	}
+	cancelled, delivered := orders[0].State == order.Cancelled.String(), orders[0].State == order.Delivered.String()
+	if len(payments) == 0 {
+		if cancelled {
+			return agree
+		}
+		return verdict{MissingPayment, announceOrder, "payment"}
+	}
+	if orders[0].Amount != payments[0].Amount || orders[0].Currency != payments[0].Currency {
+		return verdict{class: PaymentMismatch}
+	}
+	switch payments[0].State {
+	case payment.Charging.String():
+		return verdict{MissingPayment, announceOrder, "payment"}
+	case payment.Succeeded.String():
+		if cancelled {
+			return verdict{PaymentMismatch, announceOrder, "payment"}
+		}
+		return agree
+	case payment.Refused.String():
+		if !cancelled && !delivered {
+			return verdict{PaymentMismatch, announcePayment, "order"}
+		}
+	}
+	if cancelled {
+		return agree
+	}
+	return verdict{class: PaymentMismatch}
+}
+
+// judgePoints compares a payment with what it earned.
+func judgePoints(payments, entries []Record) verdict {
+	if len(payments) > 1 {
+		return agree // found where they are compared with orders
+	}
+	var sum int64
+	kinds := map[string]int{}
+	for _, e := range entries {
+		sum += e.Points
+		kinds[e.State]++
+	}
+	if kinds[points.Award.String()] > 1 || kinds[points.Revoke.String()] > 1 {
+		return verdict{class: DoublePoints}
+	}
+	var state string
+	var earned int64
+	if len(payments) == 1 {
+		state = payments[0].State
+		earned = earns(payments[0])
+	}
+	switch {
+	case state == payment.Succeeded.String() && sum == earned, state != payment.Succeeded.String() && sum == 0:
+		return agree
+	case state == payment.Succeeded.String() && len(entries) == 0:
+		return verdict{MissingPoints, announcePayment, "points"}
+	case state == payment.Refunded.String() && sum == earned:
+		return verdict{PointsMismatch, announcePayment, "points"}
+	}
+	return verdict{class: PointsMismatch}
+}
+
+func earns(r Record) int64 {
+	money, err := domain.NewMoney(r.Amount, r.Currency)
+	if err != nil {
+		return 0
+	}
+	return points.For(money)
+}
+
+// judgeUnpaidPoints judges points that no payment earned.
+func judgeUnpaidPoints(orders []Record) verdict {
+	switch {
+	case len(orders) == 0:
+		return verdict{class: Lost}
+	case orders[0].State == order.Cancelled.String():
+		return verdict{class: PointsMismatch}
+	}
+	return agree // the payment is missing, which is found where it is compared with the order
+}

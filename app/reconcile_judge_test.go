@@ -1,0 +1,137 @@
+package app
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var placed = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func row(state, courier string) []Record {
+	return []Record{{State: state, Name: "x", Amount: 2850, Currency: "CNY", CourierID: courier, PlacedAt: placed}}
+}
+
+func TestOrderAndDispatchAgreeOrOneOfThemIsToldOrAPersonDecides(t *testing.T) {
+	t.Parallel()
+	person := verdict{class: FieldMismatch}
+	tellOrder := verdict{FieldMismatch, announceDispatch, "order"}
+	tellDispatch := verdict{CancelledButActive, announceOrder, "dispatch"}
+	cancel := verdict{class: FieldMismatch, remedy: cancelOrder}
+	mayCancel := verdict{FieldMismatch, cancelOrder, "order"}
+	want := map[string][5]verdict{
+		//            waiting       assigned      delivered  released  impossible
+		"placed":     {agree, tellOrder, tellOrder, cancel, mayCancel},
+		"dispatched": {person, agree, tellOrder, cancel, cancel},
+		"delivered":  {person, person, agree, person, person},
+		"cancelled":  {tellDispatch, tellDispatch, agree, agree, agree},
+		"unheard of": {person, person, person, person, person},
+	}
+	for status, verdicts := range want {
+		for i, state := range []string{"waiting", "assigned", "delivered", "released", "impossible"} {
+			require.Equal(t, verdicts[i], judgeDispatch(row(status, "zhao"), row(state, "zhao")), "%s, %s", status, state)
+		}
+	}
+	require.Equal(t, tellOrder, judgeDispatch(row("dispatched", "zhao"), row("assigned", "qian")))
+	require.Equal(t, tellOrder, judgeDispatch(row("delivered", "zhao"), row("delivered", "qian")))
+	require.Equal(t, verdict{class: FieldMismatch, lagging: "order"}, judgeDispatch(row("dispatched", "zhao"), row("assigned", "")), "nobody can be told of")
+	require.Equal(t, agree, judgeDispatch(nil, nil))
+	require.Equal(t, verdict{class: OrphanDispatch, remedy: restoreFromDispatch}, judgeDispatch(nil, row("waiting", "")))
+	require.Equal(t, verdict{MissingDispatch, announceOrder, "dispatch"}, judgeDispatch(row("placed", ""), nil))
+	require.Equal(t, verdict{class: Duplicate}, judgeDispatch(append(row("placed", ""), row("placed", "")...), nil))
+	require.Equal(t, verdict{class: Duplicate}, judgeDispatch(nil, append(row("waiting", ""), row("waiting", "")...)))
+}
+
+func TestAmountThatDiffersIsAPersonsWhateverElseDiffers(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func(*Record){func(r *Record) { r.Amount++ }, func(r *Record) { r.Currency = "EUR" }} {
+		other := row("assigned", "qian")
+		change(&other[0])
+		require.Equal(t, verdict{class: AmountMismatch}, judgeDispatch(row("placed", ""), other))
+		other[0].State = "refunded"
+		require.Equal(t, verdict{class: PaymentMismatch}, judgePayment(row("placed", ""), other))
+	}
+}
+
+func TestNameAndTimeAreTheOrderServices(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func(*Record){func(r *Record) { r.Name = "y" }, func(r *Record) { r.PlacedAt = placed.Add(time.Microsecond) }} {
+		other := row("assigned", "zhao")
+		change(&other[0])
+		require.Equal(t, verdict{FieldMismatch, correctDispatch, "dispatch"}, judgeDispatch(row("dispatched", "zhao"), other))
+	}
+}
+
+func TestOrderIsPaidUnlessItIsCancelled(t *testing.T) {
+	t.Parallel()
+	person := verdict{class: PaymentMismatch}
+	charge := verdict{MissingPayment, announceOrder, "payment"}
+	for status, verdicts := range map[string][6]verdict{
+		//            absent charging succeeded refused refunded void
+		"placed":     {charge, charge, agree, {PaymentMismatch, announcePayment, "order"}, person, person},
+		"dispatched": {charge, charge, agree, {PaymentMismatch, announcePayment, "order"}, person, person},
+		"delivered":  {charge, charge, agree, person, person, person},
+		"cancelled":  {agree, charge, {PaymentMismatch, announceOrder, "payment"}, agree, agree, agree},
+	} {
+		for i, state := range []string{"", "charging", "succeeded", "refused", "refunded", "void"} {
+			var payments []Record
+			if state != "" {
+				payments = row(state, "")
+			}
+			require.Equal(t, verdicts[i], judgePayment(row(status, ""), payments), "%s, %s", status, state)
+		}
+	}
+	require.Equal(t, verdict{class: DoublePayment}, judgePayment(row("placed", ""), append(row("refused", ""), row("succeeded", "")...)))
+	require.Equal(t, verdict{class: OrphanPayment, remedy: restoreFromPayment}, judgePayment(nil, row("succeeded", "")))
+	require.Equal(t, agree, judgePayment(nil, nil))
+}
+
+func TestPaymentEarnsWhatTheLedgerSays(t *testing.T) {
+	t.Parallel()
+	entry := func(kind string, points int64) Record { return Record{State: kind, Points: points, PlacedAt: placed} }
+	award, revoke := entry("award", 28), entry("revoke", -28)
+	person := verdict{class: PointsMismatch}
+	for _, c := range []struct {
+		payment string // state, empty for none
+		entries []Record
+		want    verdict
+	}{
+		{"succeeded", []Record{award}, agree},
+		{"succeeded", nil, verdict{MissingPoints, announcePayment, "points"}},
+		{"succeeded", []Record{award, revoke}, person},
+		{"succeeded", []Record{entry("award", 29)}, person},
+		{"succeeded", []Record{award, award}, verdict{class: DoublePoints}},
+		{"refunded", nil, agree},
+		{"refunded", []Record{award, revoke}, agree},
+		{"refunded", []Record{award}, verdict{PointsMismatch, announcePayment, "points"}},
+		{"refunded", []Record{award, revoke, revoke}, verdict{class: DoublePoints}},
+		{"refused", nil, agree},
+		{"refused", []Record{award}, person},
+		{"", []Record{award}, person},
+		{"", nil, agree},
+	} {
+		var payments []Record
+		if c.payment != "" {
+			payments = row(c.payment, "")
+		}
+		require.Equal(t, c.want, judgePoints(payments, c.entries), "%s %+v", c.payment, c.entries)
+	}
+	small := row("succeeded", "")
+	small[0].Amount = 99
+	require.Equal(t, agree, judgePoints(small, nil), "it earns nothing")
+}
+
+func TestOrderThatWaitsToBePaidLacksNoDispatch(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, agree, judgeUndispatched(nil))
+	require.Equal(t, agree, judgeUndispatched(row("charging", "")))
+	require.Equal(t, verdict{MissingDispatch, announcePayment, "dispatch"}, judgeUndispatched(row("succeeded", "")))
+}
+
+func TestPointsWithoutAPaymentAreOfALostOrderOrALostPayment(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, verdict{class: Lost}, judgeUnpaidPoints(nil))
+	require.Equal(t, agree, judgeUnpaidPoints(row("dispatched", "zhao")))
+	require.Equal(t, verdict{class: PointsMismatch}, judgeUnpaidPoints(row("cancelled", "")))
+}

@@ -1,0 +1,95 @@
+package tests
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"takeout/app"
+	"takeout/service"
+)
+
+// paid places an order, waits until it is dispatched, paid and has its points, and makes it one of an hour ago.
+func (s *system) paid(t testing.TB, name string) string {
+	t.Helper()
+	id := s.place(t, name, 2850)
+	s.awaitDispatched(t, id)
+	eventually(t, "the order has its points", func() error {
+		if n := count(t, s.points, "SELECT COUNT(*) FROM points_entry WHERE orderId = ?", id); n != 1 {
+			return fmt.Errorf("%d entries", n)
+		}
+		return nil
+	})
+	s.age(t, id)
+	at := s.get(t, id).PlacedAt
+	alter(t, s.payment, "UPDATE payment SET placed_at = ?, decided_at = ? WHERE orderId = ?", at, at, id)
+	alter(t, s.points, "UPDATE points_entry SET placed_at = ?, at = ? WHERE orderId = ?", at, at, id)
+	return id
+}
+
+func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "simulated" })
+		long := time.Now().UTC().Add(-24 * time.Hour)
+		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
+		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+		unpaid, unawarded, unrefunded, unrevoked, unheard, lost := s.paid(t, "unpaid"), s.paid(t, "unawarded"), s.paid(t, "unrefunded"),
+			s.paid(t, "unrevoked"), s.paid(t, "unheard"), s.paid(t, "lost")
+		later := s.place(t, "later", 2850)
+		eventually(t, "all agree", func() error {
+			if n := count(t, s.points, "SELECT COUNT(*) FROM points_entry WHERE orderId = ?", later); n != 1 {
+				return fmt.Errorf("%d entries", n)
+			}
+			return nil
+		})
+		require.Empty(t, s.reconcile(t, `{}`).Findings)
+
+		alter(t, s.payment, "DELETE FROM payment WHERE orderId = ?", unpaid)
+		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", unawarded)
+		for _, id := range []string{unrefunded, unrevoked} {
+			alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", id)
+			alter(t, s.dispatch, "UPDATE platoon SET state = 'released', released_at = placed_at WHERE orderId = ?", id)
+		}
+		alter(t, s.payment, "UPDATE payment SET state = 'refunded', refunded_at = placed_at WHERE orderId = ?", unrevoked)
+		alter(t, s.payment, "UPDATE payment SET state = 'refused', reason = 'no money' WHERE orderId = ?", unheard)
+		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", unheard)
+		alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", lost)
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", lost)
+		found := map[string]string{}
+		for _, f := range s.reconcile(t, `{}`).Findings {
+			found[f.OrderID] = f.Class
+		}
+		require.Equal(t, map[string]string{
+			unpaid: app.MissingPayment, unawarded: app.MissingPoints, unrefunded: app.PaymentMismatch, unrevoked: app.PointsMismatch,
+			unheard: app.PaymentMismatch, lost: app.OrphanPayment,
+		}, found)
+
+		s.awaitReconciled(t)
+		for id, state := range map[string]string{unpaid: "succeeded", unawarded: "succeeded", unrefunded: "refunded", unrevoked: "refunded", unheard: "refused", lost: "succeeded"} {
+			require.Equal(t, 1, count(t, s.payment, "SELECT COUNT(*) FROM payment WHERE orderId = ? AND state = ?", id, state), "%s is %s", id, state)
+			points := 0
+			if state == "succeeded" {
+				points = 28
+			}
+			require.Equal(t, points, count(t, s.points, "SELECT COALESCE(SUM(points), 0) FROM points_entry WHERE orderId = ?", id), "%s is %s", id, state)
+		}
+		require.Equal(t, "cancelled", s.get(t, unheard).Status)
+		require.NotNil(t, s.get(t, lost).Dispatch, "an order that only the payment service knew is dispatched again")
+	})
+}
+
+func TestOrderThatIsPaidAndNotDispatchedIsDispatchedWhereOrdersWaitToBePaid(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.PaymentGateway, cfg.DispatchAfter = "simulated", "paid" })
+	id := s.paid(t, "x")
+	s.awaitDispatched(t, s.place(t, "later", 100))
+	require.Empty(t, s.reconcile(t, `{}`).Findings)
+	alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
+	alter(t, s.order, "UPDATE order_info SET status = 'placed', courier_id = NULL, assigned_at = NULL WHERE orderId = ?", id)
+	r := s.reconcile(t, `{"repair":true}`)
+	require.Equal(t, map[string]int{app.MissingDispatch: 1}, r.Totals)
+	s.awaitDispatched(t, id)
+	s.awaitReconciled(t)
+}

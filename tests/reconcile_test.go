@@ -1,0 +1,628 @@
+package tests
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"takeout/adapters/sqldb"
+	"takeout/app"
+	"takeout/ports/httpapi"
+	"takeout/service"
+)
+
+// reconciled starts a system that is compared only when a test says so, with a grace of two seconds.
+func reconciled(t testing.TB, st stack, change ...func(*service.Config)) *system {
+	t.Helper()
+	s := &system{stack: st, cfg: config(t, st)}
+	s.cfg.ReconcileEvery, s.cfg.ReconcileGrace, s.cfg.PaymentGateway = 0, 2*time.Second, "none"
+	for _, c := range change {
+		c(&s.cfg)
+	}
+	s.start(t)
+	t.Cleanup(func() { s.stop(t) })
+	s.addCourier(t, "zhao", 0)
+	return s
+}
+
+// run runs the reconciliation with that request, and returns its report.
+func (s *system) reconcile(t testing.TB, request string) app.Report {
+	t.Helper()
+	a := mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", request)
+	require.Equal(t, http.StatusOK, a.status, "%s", a)
+	var r app.Report
+	require.NoError(t, json.Unmarshal(a.body, &r), "%s", a)
+	require.Empty(t, r.Errors)
+	return r
+}
+
+func (s *system) lastReport(t testing.TB) httpapi.ReconciliationBody {
+	t.Helper()
+	a := mustGet(t, s.api+"/v1/reconciliation")
+	var shown httpapi.ReconciliationBody
+	require.NoError(t, json.Unmarshal(a.body, &shown), "%s", a)
+	return shown
+}
+
+// awaitReconciled repairs until nothing is open.
+func (s *system) awaitReconciled(t testing.TB) app.Report {
+	t.Helper()
+	var r app.Report
+	eventually(t, "the services agree", func() error {
+		if r = s.reconcile(t, `{"repair":true}`); !r.Consistent {
+			return fmt.Errorf("%v are open: %+v", r.Totals, r.Findings)
+		}
+		return nil
+	})
+	return r
+}
+
+var writers sync.Map // of *sqldb.DB by URL
+
+// alter changes a database past the program, as a person does.
+func alter(t testing.TB, url, statement string, args ...any) int64 {
+	t.Helper()
+	db, ok := writers.Load(url)
+	if !ok {
+		opened, err := sqldb.Open("test", url, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		writers.Store(url, opened)
+		t.Cleanup(func() {
+			writers.Delete(url)
+			_ = opened.Close()
+		})
+		db = opened
+	}
+	var n int64
+	eventually(t, statement, func() error {
+		result, err := db.(*sqldb.DB).Writer().ExecContext(t.Context(), statement, args...)
+		if err != nil {
+			return err
+		}
+		n, err = result.RowsAffected()
+		return err
+	})
+	return n
+}
+
+// old places an order, waits for its courier, and makes it one of an hour ago.
+func (s *system) old(t testing.TB, name string) string {
+	t.Helper()
+	id := s.place(t, name, 2850)
+	s.awaitDispatched(t, id)
+	s.age(t, id)
+	return id
+}
+
+func (s *system) age(t testing.TB, id string) {
+	t.Helper()
+	at := time.Now().UTC().Add(-time.Hour).Truncate(time.Microsecond)
+	require.EqualValues(t, 1, alter(t, s.order, "UPDATE order_info SET placed_at = ?, assigned_at = ? WHERE orderId = ?", at, at, id))
+	require.EqualValues(t, 1, alter(t, s.dispatch, "UPDATE platoon SET placed_at = ?, assigned_at = ? WHERE orderId = ?", at, at, id))
+}
+
+// drift is a way in which the two tables can come to differ.
+type drift struct {
+	name    string
+	table   func(*system) string // database URL
+	change  string               // takes the order's id
+	class   string
+	person  bool   // nobody else may repair it
+	becomes string // the order's status after the repair
+}
+
+func orderTable(s *system) string    { return s.order }
+func dispatchTable(s *system) string { return s.dispatch }
+
+var drifts = []drift{
+	{name: "dispatch deleted", table: dispatchTable, change: "DELETE FROM platoon WHERE orderId = ?", class: app.MissingDispatch, becomes: "dispatched"},
+	{name: "order deleted", table: orderTable, change: "DELETE FROM order_info WHERE orderId = ?", class: app.OrphanDispatch, becomes: "dispatched"},
+	{name: "name at the order", table: orderTable, change: "UPDATE order_info SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
+	{name: "name at the dispatch", table: dispatchTable, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
+	{name: "courier at the order", table: orderTable, change: "UPDATE order_info SET courier_id = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
+	{name: "courier at the dispatch", table: dispatchTable, change: "UPDATE platoon SET takeout_userId = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
+	{name: "courier unheard of", table: orderTable, change: "UPDATE order_info SET status = 'placed' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
+	{name: "delivery unheard of", table: dispatchTable, change: "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "delivered"},
+	{name: "cancel unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
+	{name: "cancel lost", table: dispatchTable, change: "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "cancelled"},
+	{name: "amount at the order", table: orderTable, change: "UPDATE order_info SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
+	{name: "amount at the dispatch", table: dispatchTable, change: "UPDATE platoon SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
+	{name: "currency at the dispatch", table: dispatchTable, change: "UPDATE platoon SET currency = 'EUR' WHERE orderId = ?", class: app.AmountMismatch, person: true},
+	{name: "delivered and not assigned", table: orderTable, change: "UPDATE order_info SET status = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, person: true},
+}
+
+func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		ids := map[string]string{}
+		for _, d := range drifts {
+			ids[d.name] = s.old(t, d.name)
+		}
+		// The dispatch service has come past all of them.
+		s.awaitDispatched(t, s.place(t, "later", 100))
+		require.Empty(t, s.reconcile(t, `{}`).Findings)
+		for _, d := range drifts {
+			require.EqualValues(t, 1, alter(t, d.table(s), d.change, ids[d.name]), d.name)
+		}
+		money := func() (sums [2]int) {
+			return [2]int{s.orderRows(t, "SELECT SUM(order_money) FROM order_info"), s.dispatchRows(t, "SELECT SUM(order_money) FROM platoon")}
+		}
+
+		found := s.reconcile(t, `{"repair":false}`)
+		classes := map[string]string{}
+		for _, f := range found.Findings {
+			require.NotContains(t, classes, f.OrderID)
+			classes[f.OrderID] = f.Class
+			require.NotEmpty(t, f.Evidence, "%+v", f)
+		}
+		for _, d := range drifts {
+			require.Equal(t, d.class, classes[ids[d.name]], d.name)
+		}
+		require.Len(t, found.Findings, len(drifts))
+		require.Zero(t, found.Repaired)
+		require.False(t, found.Consistent)
+
+		persons := 0
+		for _, d := range drifts {
+			if d.person {
+				persons++
+			}
+		}
+		eventually(t, "everything is repaired that a machine may repair", func() error {
+			r := s.reconcile(t, `{"repair":true}`)
+			if r.Person != persons || r.Waiting > 0 {
+				return fmt.Errorf("%d wait, %d need a person: %+v", r.Waiting, r.Person, r.Findings)
+			}
+			return nil
+		})
+		wrong := money()
+		for _, d := range drifts {
+			id := ids[d.name]
+			if d.person {
+				continue
+			}
+			o, dispatch := s.get(t, id), s.dispatchOf(t, id)
+			require.Equal(t, d.becomes, o.Status, d.name)
+			require.Equal(t, o.Name, dispatch.Name, d.name)
+			require.Equal(t, o.Amount, dispatch.Amount, d.name)
+			require.True(t, o.PlacedAt.Equal(dispatch.PlacedAt), d.name)
+			if o.Status == "dispatched" || o.Status == "delivered" {
+				require.Equal(t, o.Dispatch.CourierID, dispatch.CourierID, d.name)
+			}
+			require.Positive(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id)+
+				s.dispatchRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id), "%s: the repair is recorded", d.name)
+		}
+		require.Equal(t, wrong, money(), "amounts are never touched")
+		require.Equal(t, 1, s.orderRows(t, "SELECT order_money FROM order_info WHERE orderId = ?", ids["amount at the order"]))
+		require.Equal(t, 1, s.dispatchRows(t, "SELECT order_money FROM platoon WHERE orderId = ?", ids["amount at the dispatch"]))
+		s.noFailures(t)
+
+		shown := s.lastReport(t)
+		require.Len(t, shown.Open, persons)
+		require.Equal(t, persons, shown.Report.Person)
+		require.Contains(t, string(mustGet(t, s.api+"/readyz").body), "need a person")
+	})
+}
+
+func (s *system) dispatchOf(t testing.TB, id string) httpapi.DispatchBody {
+	t.Helper()
+	a := mustGet(t, s.dispatchAPI+"/v1/dispatches/"+id)
+	require.Equal(t, http.StatusOK, a.status, "%s", a)
+	var d httpapi.DispatchBody
+	require.NoError(t, json.Unmarshal(a.body, &d))
+	return d
+}
+
+func TestNothingIsFoundWhileOrdersFlow(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st, func(cfg *service.Config) { cfg.ReconcileGrace = 3 * time.Second })
+		var load sync.WaitGroup
+		deadline := time.Now().Add(7 * time.Second)
+		for worker := range 4 {
+			load.Go(func() {
+				for i := 0; time.Now().Before(deadline); i++ {
+					a, err := send(http.MethodPost, s.api+"/v1/orders", `{"name":"x","amount":100}`)
+					if err != nil || a.status != http.StatusCreated {
+						t.Errorf("%v %s", err, a)
+						return
+					}
+					if i%5 == worker {
+						_, _ = send(http.MethodPost, s.api+"/v1/orders/"+a.order(t).OrderID+"/cancel", `{}`)
+					}
+				}
+			})
+		}
+		compared := int64(0)
+		for time.Now().Before(deadline) {
+			r := s.reconcile(t, `{"repair":true}`)
+			require.Empty(t, r.Findings)
+			require.False(t, r.To.After(r.StartedAt.Add(-3*time.Second)), "what is younger than the grace is not compared")
+			compared += r.Compared.Orders
+		}
+		load.Wait()
+		require.Positive(t, compared)
+		require.Zero(t, s.awaitReconciled(t).Repaired)
+	})
+}
+
+func TestWhatWasComparedCostsNothingUntilItIsChanged(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		id := s.old(t, "x")
+		require.EqualValues(t, 1, s.reconcile(t, `{}`).Compared.Orders)
+		again := s.reconcile(t, `{}`)
+		require.Zero(t, again.Compared.Buckets, "%+v", again)
+		require.Zero(t, again.Compared.Rows)
+
+		alter(t, s.order, "UPDATE order_info SET points = 5 WHERE orderId = ?", id)
+		require.Zero(t, s.reconcile(t, `{}`).Compared.Buckets, "points are not compared")
+
+		alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE orderId = ?", id)
+		found := s.reconcile(t, `{}`)
+		require.EqualValues(t, 1, found.Compared.Buckets)
+		require.Len(t, found.Findings, 1)
+		require.Equal(t, app.FieldMismatch, found.Findings[0].Class)
+		require.Zero(t, s.reconcile(t, `{}`).Compared.Buckets, "the finding is looked at again, and not its minute")
+
+		require.EqualValues(t, 1, s.reconcile(t, `{"full":true}`).Compared.Buckets)
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
+		s.reconcile(t, `{}`)
+		s.awaitReconciled(t)
+		require.Equal(t, "y", s.dispatchOf(t, id).Name)
+	})
+}
+
+func TestDatabaseThatDoesNotLetUsMakeTriggersIsComparedWhole(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		id := s.old(t, "x")
+		s.reconcile(t, `{}`)
+		for _, event := range []string{"insert", "update", "delete"} {
+			alter(t, s.order, "DROP TRIGGER order_info_noted_"+event)
+		}
+		alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE orderId = ?", id)
+		require.Len(t, s.reconcile(t, `{}`).Findings, 1)
+	})
+}
+
+func TestOrdersThatARestoredDatabaseLacksAreMadeAgain(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		kept := s.old(t, "kept")
+		s.reconcile(t, `{}`)
+		marks := s.orderRows(t, "SELECT MAX(pass) FROM reconcile_mark")
+
+		lost := map[string]string{s.old(t, "dispatched"): "dispatched", s.old(t, "delivered"): "delivered", s.old(t, "cancelled"): "cancelled"}
+		for id, status := range lost {
+			switch status {
+			case "delivered":
+				alter(t, s.dispatch, "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", id)
+				alter(t, s.order, "UPDATE order_info SET status = 'delivered', delivered_at = assigned_at WHERE orderId = ?", id)
+			case "cancelled":
+				alter(t, s.dispatch, "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", id)
+				alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = assigned_at WHERE orderId = ?", id)
+			}
+		}
+		// The kept one is delivered after the copy was made.
+		alter(t, s.dispatch, "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", kept)
+		alter(t, s.order, "UPDATE order_info SET status = 'delivered', delivered_at = assigned_at WHERE orderId = ?", kept)
+		require.True(t, s.reconcile(t, `{}`).Consistent)
+
+		// The order database as it was when the copy was made.
+		for id := range lost {
+			alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", id)
+		}
+		alter(t, s.order, "UPDATE order_info SET status = 'dispatched', delivered_at = NULL WHERE orderId = ?", kept)
+		alter(t, s.order, "UPDATE reconcile_mark SET pass = ?", marks)
+		alter(t, s.order, "DELETE FROM reconcile_dirty")
+
+		s.awaitReconciled(t)
+		lost[kept] = "delivered"
+		for id, status := range lost {
+			require.Equal(t, status, s.get(t, id).Status)
+		}
+		require.Equal(t, 3, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE step = 'recreated'"))
+	})
+}
+
+func TestEventOnItsWayIsNoDifference(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		ids := []string{s.old(t, "outbox"), s.old(t, "retry"), s.old(t, "failure")}
+		s.awaitDispatched(t, s.place(t, "later", 100))
+		now := time.Now().UTC()
+		for _, id := range ids {
+			alter(t, s.dispatch, "UPDATE platoon SET name = 'x' WHERE orderId = ?", id)
+		}
+		alter(t, s.order, "INSERT INTO outbox (uuid, payload, created_at, available_at, order_id) VALUES ('x', '', ?, ?, ?)",
+			now, now.Add(time.Hour).UnixMicro(), ids[0])
+		alter(t, s.dispatch, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, error_text, created_at, available_at) "+
+			"VALUES ('none', 'x', 'x', 1, ?, '', '', ?, ?)", ids[1], now, now.Add(time.Hour).UnixMicro())
+		alter(t, s.dispatch, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, error_text, attempts, headers, "+
+			"payload_size, state, first_failed_at, last_failed_at) VALUES ('none', 'x', 'x', ?, '', '', '', 1, '', 0, 'open', ?, ?)", ids[2], now, now)
+		r := s.reconcile(t, `{"repair":true}`)
+		require.Empty(t, r.Findings)
+		require.Equal(t, 3, r.InFlight)
+		require.Equal(t, 1, r.Failures)
+
+		// What has been on its way for too long is found, and what arrived without effect too.
+		alter(t, s.order, "UPDATE outbox SET created_at = ?", now.Add(-2*time.Hour))
+		alter(t, s.dispatch, "UPDATE retry SET available_at = ? WHERE queue = 'none'", now.Add(-2*time.Hour).UnixMicro())
+		alter(t, s.dispatch, "UPDATE failure SET state = 'discarded'")
+		classes := map[string]string{}
+		for _, f := range s.reconcile(t, `{}`).Findings {
+			classes[f.OrderID] = f.Class
+		}
+		require.Equal(t, map[string]string{ids[0]: app.StuckOutbox, ids[1]: app.StuckRetry, ids[2]: app.FieldMismatch}, classes)
+		alter(t, s.order, "DELETE FROM outbox")
+		alter(t, s.dispatch, "DELETE FROM retry")
+		s.awaitReconciled(t)
+	})
+}
+
+func TestDifferenceThatIsYoungIsNone(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = time.Minute })
+	id := s.old(t, "x")
+	s.awaitDispatched(t, s.place(t, "later", 100))
+	alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", id)
+	alter(t, s.dispatch, "UPDATE platoon SET assigned_at = ? WHERE orderId = ?", time.Now().UTC(), id)
+	r := s.reconcile(t, `{}`)
+	require.Empty(t, r.Findings, "the order was dispatched just now")
+	require.Equal(t, 1, r.InFlight)
+	alter(t, s.dispatch, "UPDATE platoon SET assigned_at = placed_at WHERE orderId = ?", id)
+	require.Len(t, s.reconcile(t, `{}`).Findings, 1)
+}
+
+func TestOrderThatATableHasTwiceIsAPersons(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, production(t)) // SQLite cannot drop the key of a table
+	twiceOrdered, twiceDispatched := s.old(t, "x"), s.old(t, "y")
+	alter(t, s.order, "ALTER TABLE order_info DROP KEY order_info_orderId")
+	alter(t, s.dispatch, "ALTER TABLE platoon DROP KEY platoon_orderId")
+	alter(t, s.order, "INSERT INTO order_info (orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at) "+
+		"SELECT orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at FROM order_info WHERE orderId = ?", twiceOrdered)
+	alter(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
+		"SELECT orderId, 'other', state, name, order_money, currency, placed_at, order_version, assigned_at FROM platoon WHERE orderId = ?", twiceDispatched)
+	r := s.reconcile(t, `{"repair":true}`)
+	require.Equal(t, map[string]int{app.Duplicate: 2}, r.Totals)
+	require.Equal(t, 2, r.Person)
+	require.Zero(t, r.Repaired)
+}
+
+func TestBacklogOfTheDispatchServiceIsNoDrift(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t))
+	s.old(t, "x")
+	ids := make([]string, 5)
+	for i := range ids {
+		ids[i] = s.old(t, "backlog")
+	}
+	alter(t, s.dispatch, "DELETE FROM platoon WHERE name = 'backlog'")
+	// The dispatch service has dealt with nothing later: one of them is enough to find out whether it is behind.
+	r := s.reconcile(t, `{}`)
+	require.Len(t, r.Findings, 1)
+	require.Equal(t, ids[4], r.Findings[0].OrderID, "the youngest")
+	require.Equal(t, 4, r.InFlight)
+	require.Len(t, s.reconcile(t, `{}`).Findings, 1)
+	s.awaitReconciled(t)
+	require.Equal(t, 6, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE state = 'assigned'"))
+}
+
+func TestOneProcessReconcilesAtATime(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		every := func(cfg *service.Config) { cfg.ReconcileEvery = time.Second }
+		first := reconciled(t, st, every)
+		leader := func() error {
+			if r := first.reconcile(t, `{}`); !r.Leader {
+				return errors.New("it does not lead")
+			}
+			return nil
+		}
+		eventually(t, "it leads", leader)
+		if st.name == "embedded" { // a second process cannot serve the same files, but compare them
+			r, err := service.Reconcile(t.Context(), first.cfg, app.ReconcileRequest{}, 0, logger(t))
+			require.NoError(t, err)
+			require.False(t, r.Leader)
+			return
+		}
+		second := &system{stack: st, cfg: first.cfg}
+		second.start(t)
+		t.Cleanup(func() { second.stop(t) })
+		require.False(t, second.reconcile(t, `{}`).Leader)
+		require.NoError(t, leader())
+		first.stop(t)
+		eventually(t, "the other one leads", func() error {
+			if r := second.reconcile(t, `{}`); !r.Leader {
+				return errors.New("it does not lead")
+			}
+			return nil
+		})
+	})
+}
+
+func TestRepairsKeepToTheirBudgetAndCanBeSwitchedOff(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) {
+		cfg.ReconcileEvery, cfg.ReconcileRepair, cfg.ReconcileBudget = time.Second, false, 2
+	})
+	for range 5 {
+		s.old(t, "x")
+	}
+	s.awaitDispatched(t, s.place(t, "later", 100))
+	alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE name = 'x'")
+	eventually(t, "the background run finds them", func() error {
+		if r := s.lastReport(t).Report; r == nil || r.Totals[app.FieldMismatch] != 5 {
+			return fmt.Errorf("its report is %+v", r)
+		}
+		return nil
+	})
+	require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history")+s.orderRows(t, "SELECT SUM(repairs) FROM finding"), "it repairs nothing")
+	require.Equal(t, 2, s.reconcile(t, `{"repair":true}`).Repaired)
+	s.awaitReconciled(t)
+}
+
+func TestRepairThatDoesNotLastIsLeftToAPerson(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = 0 })
+	id := s.old(t, "x")
+	for range 5 {
+		alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", id)
+		require.Equal(t, 1, s.reconcile(t, `{"repair":true}`).Repaired)
+		eventually(t, "it is repaired", func() error {
+			if name := s.dispatchOf(t, id).Name; name != "x" {
+				return errors.New(name)
+			}
+			return nil
+		})
+	}
+	alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", id)
+	r := s.reconcile(t, `{"repair":true}`)
+	require.Zero(t, r.Repaired)
+	require.Equal(t, 1, r.Person)
+}
+
+func TestExitCodeOfReconcileSaysWhetherTheServicesAgree(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		env := map[string]string{
+			"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+			"TAKEOUT_PAYMENT_GATEWAY": "none", "TAKEOUT_RECONCILE_GRACE": "1s",
+		}
+		require.Equal(t, 2, run(t, env, "reconcile").code, "nothing is there")
+		s := reconciled(t, st)
+		id, money := s.old(t, "x"), s.old(t, "y")
+		s.awaitDispatched(t, s.place(t, "later", 100))
+
+		agree := run(t, env, "reconcile", "-o", "table")
+		require.Equal(t, 0, agree.code, "%s", agree)
+		require.Contains(t, agree.stdout, "the services agree")
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
+		differ := run(t, env, "reconcile", "-o", "json")
+		require.Equal(t, 1, differ.code, "%s", differ)
+		var r app.Report
+		require.NoError(t, json.Unmarshal([]byte(differ.stdout), &r))
+		require.Equal(t, map[string]int{app.MissingDispatch: 1}, r.Totals)
+		repaired := run(t, env, "reconcile", "--repair", "-o", "table")
+		require.Equal(t, 0, repaired.code, "%s", repaired)
+		require.Contains(t, repaired.stdout, id)
+		require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ?", id))
+		alter(t, s.dispatch, "UPDATE platoon SET order_money = 1 WHERE orderId = ?", money)
+		require.Equal(t, 1, run(t, env, "reconcile", "--repair").code, "a person must decide")
+
+		run(t, env, "reconcile", "--from=2026-01-02T00:00:00Z", "--to=2026-01-01T00:00:00Z").complains(t, 2, "later than from")
+		run(t, env, "reconcile", "--to=2999-01-01T00:00:00Z").complains(t, 2, "future")
+		run(t, env, "reconcile", "--from=yesterday").complains(t, 2, "--from")
+		require.Equal(t, http.StatusUnprocessableEntity, mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", `{"to":"2999-01-01T00:00:00Z"}`).status)
+		env["TAKEOUT_DISPATCH_DATABASE_URL"] = "mysql://u@127.0.0.1:1/x"
+		run(t, env, "reconcile").complains(t, 2, "dispatch database")
+	})
+}
+
+func TestRangeThatIsAskedForIsComparedAgain(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t))
+	id := s.old(t, "x")
+	s.reconcile(t, `{}`)
+	placed := s.get(t, id).PlacedAt
+	ask := func(from, to time.Time) string {
+		return fmt.Sprintf(`{"from":%q,"to":%q}`, from.Format(time.RFC3339), to.Format(time.RFC3339))
+	}
+	require.EqualValues(t, 1, s.reconcile(t, ask(placed.Add(-time.Minute), placed.Add(time.Minute))).Compared.Orders)
+	require.Zero(t, s.reconcile(t, ask(placed.Add(-time.Hour), placed.Add(-time.Minute))).Compared.Orders)
+}
+
+// withoutCashier starts a system in which nobody charges and nobody awards points: the test writes those tables.
+func withoutCashier(t testing.TB, st stack) *system {
+	t.Helper()
+	if st.name == "embedded" {
+		st.broker = "sql:sqlite:" + filepath.Join(t.TempDir(), "broker.db") // the embedded broker would want all roles
+	}
+	return reconciled(t, st, func(cfg *service.Config) {
+		cfg.PaymentGateway, cfg.Roles = "simulated", []string{"order", "relay", "dispatch", "compensation", "reconcile"}
+	})
+}
+
+// pay writes the payment of an order of an hour ago, and what it earned, as the two services do.
+func (s *system) pay(t testing.TB, id, state string, points ...int) {
+	t.Helper()
+	at := s.get(t, id).PlacedAt
+	alter(t, s.payment, "INSERT INTO payment (orderId, name, order_money, currency, placed_at, order_version, state, reference, reason, decided_at) "+
+		"VALUES (?, 'x', 2850, 'CNY', ?, 1, ?, 'r', '', ?)", id, at, state, at)
+	for i, p := range points {
+		alter(t, s.points, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) VALUES (?, ?, ?, ?, ?)", id, []string{"award", "revoke"}[i], p, at, at)
+	}
+}
+
+func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := withoutCashier(t, st)
+		orders := map[string]string{}
+		for _, name := range []string{"paid", "refunded", "unpaid", "cancelled", "refused", "amount", "no points", "other points", "points left", "charging", "nobody's"} {
+			orders[name] = s.old(t, name)
+		}
+		require.True(t, s.reconcile(t, `{}`).Consistent, "what was ordered before there were payments is not charged")
+		long := time.Now().UTC().Add(-24 * time.Hour)
+		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
+		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+
+		s.pay(t, orders["paid"], "succeeded", 28)
+		for _, name := range []string{"refunded", "cancelled", "points left"} {
+			alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", orders[name])
+			alter(t, s.dispatch, "UPDATE platoon SET state = 'released', released_at = placed_at WHERE orderId = ?", orders[name])
+		}
+		s.pay(t, orders["refunded"], "refunded", 28, -28)
+		s.pay(t, orders["cancelled"], "succeeded", 28)
+		s.pay(t, orders["points left"], "refunded", 28)
+		s.pay(t, orders["refused"], "refused")
+		s.pay(t, orders["amount"], "succeeded", 28)
+		s.pay(t, orders["no points"], "succeeded")
+		s.pay(t, orders["other points"], "succeeded", 29)
+		s.pay(t, orders["charging"], "charging")
+		s.pay(t, orders["nobody's"], "refused")
+		alter(t, s.payment, "UPDATE payment SET order_money = 2851 WHERE orderId = ?", orders["amount"])
+		alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", orders["nobody's"])
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", orders["nobody's"])
+		// Payments and points have come past all of these, and the order service too.
+		later := s.place(t, "later", 2850)
+		s.awaitDispatched(t, later)
+		s.pay(t, later, "succeeded", 28)
+
+		want := map[string]string{
+			orders["unpaid"]: app.MissingPayment, orders["charging"]: app.MissingPayment, orders["cancelled"]: app.PaymentMismatch,
+			orders["refused"]: app.PaymentMismatch, orders["amount"]: app.PaymentMismatch, orders["nobody's"]: app.OrphanPayment,
+			orders["no points"]: app.MissingPoints, orders["other points"]: app.PointsMismatch, orders["points left"]: app.PointsMismatch,
+		}
+		if st.name != "embedded" { // SQLite cannot drop the key of a table
+			for _, name := range []string{"paid twice", "earned twice"} {
+				orders[name] = s.old(t, name)
+				s.pay(t, orders[name], "succeeded", 28)
+			}
+			alter(t, s.payment, "ALTER TABLE payment DROP KEY payment_orderId")
+			alter(t, s.points, "ALTER TABLE points_entry DROP KEY points_entry_order")
+			s.pay(t, orders["paid twice"], "succeeded")
+			alter(t, s.points, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) SELECT orderId, kind, points, placed_at, at FROM points_entry WHERE orderId = ?",
+				orders["earned twice"])
+			want[orders["paid twice"]], want[orders["earned twice"]] = app.DoublePayment, app.DoublePoints
+		}
+		got := map[string]string{}
+		r := s.reconcile(t, `{"full":true}`)
+		for _, f := range r.Findings {
+			got[f.OrderID] = f.Class
+		}
+		require.Equal(t, want, got, "%+v", r.Findings)
+
+		s.reconcile(t, `{"repair":true}`)
+		for _, name := range []string{"unpaid", "charging", "cancelled"} {
+			require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ? AND step = 'announced_again'", orders[name]), name)
+		}
+		require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", orders["amount"]))
+	})
+}
