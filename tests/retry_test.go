@@ -272,6 +272,22 @@ func TestRetryThatKeepsKillingTheProcessIsKept(t *testing.T) {
 	})
 }
 
+func TestMessageThatKeepsKillingTheProcessIsKeptAndItsNeighbourIsHandled(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, embedded(t))
+	broker := s.publisher(t)
+	s.stop(t)
+	killer, neighbour := newEventID(), newEventID()
+	require.NoError(t, broker.Publish("order.placed",
+		message.NewMessage(killer, announce(t, killer, "o-killer", 100)), message.NewMessage(neighbour, announce(t, neighbour, "o-neighbour", 100))))
+	change(t, "sqlite:"+filepath.Join(s.cfg.DataDir, "broker.db"),
+		"UPDATE broker_message SET attempts = 50 WHERE queue = 'dispatch.assign-courier' AND uuid = ?", killer) // as if it had been in 50 crashes
+	s.start(t)
+	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM failure WHERE error_class = 'undeliverable' AND order_id = 'o-killer' AND attempts = 0 AND CAST(headers AS CHAR) = '{}'")
+	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-neighbour'")
+	require.Zero(t, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-killer'"))
+}
+
 // A process that is killed is a connection that ends, for RabbitMQ.
 func TestMessageThatKeepsKillingItsProcessIsGivenUpByRabbitMQ(t *testing.T) {
 	t.Parallel()
