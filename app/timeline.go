@@ -77,14 +77,11 @@ func (t *Timeline) Of(ctx context.Context, id order.ID) (Way, error) {
 			steps, err := source.Steps(ctx, id)
 			mu.Lock()
 			defer mu.Unlock()
-			switch domain.KindOf(err) {
-			case domain.Unavailable, domain.Busy:
+			if domain.KindOf(err) == domain.Unavailable {
 				way.Unavailable = append(way.Unavailable, service)
 				return
 			}
-			if err != nil {
-				broken = err
-			}
+			broken = cmp.Or(broken, err)
 			for _, step := range steps {
 				step.Database = service
 				way.Steps = append(way.Steps, step)

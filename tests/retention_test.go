@@ -230,6 +230,27 @@ func TestRunningProgramDeletesWhatIsOld(t *testing.T) {
 	})
 }
 
+func TestRelayDeletesNothingOfTheDatabasesThatItReads(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	orders := openOrders(t, st.order)
+	_, err := orders.Migrate(context.Background())
+	require.NoError(t, err)
+	fillInbox(t, orders, 3, 800)
+	storeOrder(t, orders, "o1")
+	relay := startProcess(t, "relay", map[string]string{
+		"TAKEOUT_ROLES": "relay", "TAKEOUT_BROKER_URL": st.broker, "TAKEOUT_ORDER_DATABASE_URL": st.order,
+	})
+	eventually(t, "the relay has begun", func() error {
+		if n := pendingEvents(t, orders); n > 0 {
+			return fmt.Errorf("%d events wait", n)
+		}
+		return nil
+	})
+	require.NoError(t, relay.terminate(t))
+	require.Equal(t, 3, inboxRows(t, orders))
+}
+
 func TestHorizonShorterThanAMessageMayBeRetriedIsRefused(t *testing.T) {
 	t.Parallel()
 	run(t, nil, "serve", "--dedup-horizon=336h35m34s").complains(t, 2, "--dedup-horizon (TAKEOUT_DEDUP_HORIZON)", "must be 336h35m35s or more")

@@ -2,7 +2,9 @@ package tests
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -274,6 +277,50 @@ func TestTimelineTellsEveryKindOfStepOldestFirst(t *testing.T) {
 			"21 payment refunded |  | pay_1",
 			"22 points points_revoked |  | -28",
 		}, told)
+	})
+}
+
+func TestTimelineTellsWhatMovesOnce(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
+		storeOrder(t, s, "o1")
+		const columns = "event_id, event_key, order_id, created_at"
+		move := func(ctx context.Context, statements ...string) error {
+			return s.DB().InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+				for _, statement := range statements {
+					if _, err := tx.ExecContext(ctx, statement); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		var moving sync.WaitGroup
+		moving.Go(func() { // from the outbox to the log, as a relay does, and back
+			for ctx.Err() == nil {
+				err := errors.Join(
+					move(context.Background(), "INSERT INTO outbox_confirmed ("+columns+", confirmed_at) SELECT "+columns+", created_at FROM outbox", "DELETE FROM outbox"),
+					move(context.Background(), "INSERT INTO outbox ("+columns+", uuid, payload) SELECT "+columns+", 'x', 'x' FROM outbox_confirmed", "DELETE FROM outbox_confirmed"))
+				if err != nil {
+					t.Errorf("move: %v", err)
+					return
+				}
+			}
+		})
+		defer moving.Wait()
+		defer stop()
+		source := open()
+		for range 300 {
+			steps, err := source.Steps(ctx, orderID(t, "o1"))
+			require.NoError(t, err)
+			stored := 0
+			for _, step := range steps {
+				if step.Name == "in_outbox" {
+					stored++
+				}
+			}
+			require.Equal(t, 1, stored, "%v", steps)
+		}
 	})
 }
 

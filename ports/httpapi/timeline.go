@@ -35,10 +35,10 @@ type timelineView struct{ Body TimelineBody }
 func (s *server) registerTimeline(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-order-timeline", Method: http.MethodGet, Path: "/v1/orders/{order_id}/timeline", Summary: "Show an order's way",
-		Description: "Every step that is stored, from all databases that this process opens and that answer. Each has the time at which it " +
-			"happened: a handler may be done before the broker's confirm is noted. Of the attempts that fail, the first ones in a row are not " +
-			"stored; those are that end in a delay, in a retry that waits or in a failure. An event that was confirmed twice was sent twice. " +
-			"Older steps are deleted after --history-retention, --dedup-horizon and --failure-retention.",
+		Description: "Every step that is stored, from all databases that this process opens and that answer. Each bears the time at which it " +
+			"happened: a handler may be done before the broker's confirm is noted. The first attempts of a handler follow at once and are not " +
+			"stored; what comes of them is: handled, attempt_failed with a further attempt that waits, or kept for a person. An event that was " +
+			"confirmed twice was sent twice. Steps that are older than --history-retention, --dedup-horizon or --failure-retention may be gone.",
 		Tags: []string{"orders"}, Errors: []int{404, 503},
 	}, s.getTimeline)
 }
