@@ -99,10 +99,11 @@ func (s *Service) askDatabases(ctx context.Context) []pending {
 type gauges struct{ *Service }
 
 var (
-	outboxPending = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
-	outboxOldest  = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
-	brokerUp      = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
-	buildInfo     = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
+	outboxPending       = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
+	outboxOldest        = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
+	compensationStopped = prometheus.NewDesc("takeout_compensation_stopped", "1 if missing orders wait until somebody resumes the compensation.", nil, nil)
+	brokerUp            = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	buildInfo           = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -123,10 +124,16 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(outboxPending, prometheus.GaugeValue, float64(p.count), p.name)
 		ch <- prometheus.MustNewConstMetric(outboxOldest, prometheus.GaugeValue, age, p.name)
 	}
-	up := 0.0
-	if g.broker.Check() == nil {
-		up = 1
+	if g.cfg.has(messaging.Compensation) {
+		ch <- prometheus.MustNewConstMetric(compensationStopped, prometheus.GaugeValue, oneIf(g.useCases.Compensation.State().Why != ""))
 	}
-	ch <- prometheus.MustNewConstMetric(brokerUp, prometheus.GaugeValue, up)
+	ch <- prometheus.MustNewConstMetric(brokerUp, prometheus.GaugeValue, oneIf(g.broker.Check() == nil))
 	ch <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, Version())
+}
+
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
