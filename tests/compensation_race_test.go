@@ -321,16 +321,14 @@ func (r *race) reject() (finish, error) {
 		}
 		return finish{}, nil
 	}
+	other := r.placing()
+	other.Name, other.Request = "something else", nil
 	var others sync.WaitGroup
 	var refused, compensated, contradicted error
 	var placed event.OrderPlaced
 	_, err := r.announced(func(e event.OrderPlaced) {
 		placed = e
-		others.Go(func() {
-			other := r.placing()
-			other.Name, other.Request = "something else", nil
-			_, refused = r.orders.Place(context.Background(), other)
-		})
+		others.Go(func() { _, refused = r.orders.Place(context.Background(), other) })
 		others.Go(func() { compensated = r.hears(e) })
 		wrong := e
 		wrong.Amount++
