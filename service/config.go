@@ -274,6 +274,17 @@ func (c *Config) services() []string {
 
 func (c *Config) withPayment() bool { return c.PaymentGateway != "none" }
 
+// eventKeys returns what events are signed with. Validate has checked them.
+func (c *Config) eventKeys() event.Keys {
+	keys, _ := event.ParseKeys(c.EventKey)
+	return keys
+}
+
+// acceptance says which events the consumers act on.
+func (c *Config) acceptance() messaging.Acceptance {
+	return messaging.Acceptance{Keys: c.eventKeys(), Horizon: c.DedupHorizon}
+}
+
 // serves reports whether a role of this process works in the service's database.
 func (c *Config) serves(service string) bool {
 	return slices.ContainsFunc(c.roles(), func(r messaging.Role) bool { return r.Service() == service })
@@ -303,17 +314,6 @@ func (c *Config) retryPoll() time.Duration {
 		return most // there are still those that a person asks for
 	}
 	return min(max(slices.Min(c.RetryDelays), 50*time.Millisecond), most)
-}
-
-// eventKeys returns what events are signed with. Validate has checked them.
-func (c *Config) eventKeys() event.Keys {
-	keys, _ := event.ParseKeys(c.EventKey)
-	return keys
-}
-
-// acceptance says which events the consumers act on.
-func (c *Config) acceptance() messaging.Acceptance {
-	return messaging.Acceptance{Keys: c.eventKeys(), Horizon: c.DedupHorizon}
 }
 
 // brokerDatabaseURL returns where the queues of a sql: or embedded: broker are.

@@ -113,13 +113,14 @@ func (s *Service) askDatabases(ctx context.Context) []pending {
 type gauges struct{ *Service }
 
 var (
-	outboxPending   = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
-	outboxOldest    = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
-	retriesPending  = prometheus.NewDesc("takeout_retries_pending", "Messages that wait for their next attempt, counted up to 100000.", []string{"database"}, nil)
-	failuresOpen    = prometheus.NewDesc("takeout_failures_open", "Messages that wait for a person, counted up to 100000.", []string{"database"}, nil)
-	dispatchWaiting = prometheus.NewDesc("takeout_dispatch_waiting", "Orders that wait for a courier, counted up to 100000.", nil, nil)
-	brokerUp        = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
-	buildInfo       = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
+	outboxPending       = prometheus.NewDesc("takeout_outbox_pending", "Events that wait in the outbox, counted up to 100000.", []string{"outbox"}, nil)
+	outboxOldest        = prometheus.NewDesc("takeout_outbox_oldest_seconds", "Age of the oldest event in the outbox.", []string{"outbox"}, nil)
+	retriesPending      = prometheus.NewDesc("takeout_retries_pending", "Messages that wait for their next attempt, counted up to 100000.", []string{"database"}, nil)
+	failuresOpen        = prometheus.NewDesc("takeout_failures_open", "Messages that wait for a person, counted up to 100000.", []string{"database"}, nil)
+	dispatchWaiting     = prometheus.NewDesc("takeout_dispatch_waiting", "Orders that wait for a courier, counted up to 100000.", nil, nil)
+	compensationStopped = prometheus.NewDesc("takeout_compensation_stopped", "1 if missing orders wait until somebody resumes the compensation.", nil, nil)
+	brokerUp            = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	buildInfo           = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -155,10 +156,16 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(dispatchWaiting, prometheus.GaugeValue, float64(b.Waiting))
 		}
 	}
-	up := 0.0
-	if g.broker.Check() == nil {
-		up = 1
+	if g.cfg.has(messaging.Compensation) {
+		ch <- prometheus.MustNewConstMetric(compensationStopped, prometheus.GaugeValue, oneIf(g.useCases.Compensation.State().Why != ""))
 	}
-	ch <- prometheus.MustNewConstMetric(brokerUp, prometheus.GaugeValue, up)
+	ch <- prometheus.MustNewConstMetric(brokerUp, prometheus.GaugeValue, oneIf(g.broker.Check() == nil))
 	ch <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, Version())
+}
+
+func oneIf(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
 }

@@ -310,7 +310,7 @@ func (r *race) crash() (finish, error) {
 }
 
 // reject lets a second request ask for something else under the same id while the first one's transaction is open, or
-// for something that cannot be: it is refused, and not announced.
+// for something that cannot be: it is refused, and not announced. Nor is an event believed that names another amount.
 func (r *race) reject() (finish, error) {
 	if r.chaos.IntN(2) == 0 {
 		cmd := r.placing()
@@ -321,22 +321,26 @@ func (r *race) reject() (finish, error) {
 		}
 		return finish{}, nil
 	}
+	other := r.placing()
+	other.Name, other.Request = "something else", nil
 	var others sync.WaitGroup
-	var refused, compensated error
+	var refused, compensated, contradicted error
 	var placed event.OrderPlaced
 	_, err := r.announced(func(e event.OrderPlaced) {
 		placed = e
-		others.Go(func() {
-			other := r.placing()
-			other.Name, other.Request = "something else", nil
-			_, refused = r.orders.Place(context.Background(), other)
-		})
+		others.Go(func() { _, refused = r.orders.Place(context.Background(), other) })
 		others.Go(func() { compensated = r.hears(e) })
+		wrong := e
+		wrong.Amount++
+		others.Go(func() { contradicted = r.hears(wrong) })
 		r.pause()
 	}, false)
 	others.Wait()
 	if err == nil && domain.KindOf(refused) != domain.Conflict {
 		err = fmt.Errorf("the second request ended with %v", refused)
+	}
+	if err == nil && domain.KindOf(contradicted) != domain.Invalid {
+		err = fmt.Errorf("an event with another amount ended with %v", contradicted)
 	}
 	if err == nil {
 		err = compensated

@@ -103,7 +103,10 @@ const (
 // What the demonstration shows: every third order or so is announced and then rolled back.
 func TestOrdersThatWereAnnouncedAndRolledBackAreMadeAgain(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := startWith(t, st, func(cfg *service.Config) { cfg.Publish, cfg.FailAfterPublish = "before-commit", 0.3 })
+		s := startWith(t, st, func(cfg *service.Config) {
+			cfg.Publish, cfg.FailAfterPublish, cfg.EventKey = "before-commit", 0.3, "a key of sixteen bytes or more"
+			cfg.RetryDelays = []time.Duration{time.Second, 5 * time.Second, time.Minute}
+		})
 		const orders = 1000
 		var lost atomic.Int64
 		var next atomic.Int64
@@ -413,6 +416,7 @@ func TestCompensationStopsWhenMostOrdersAreMissingAndGoesOnWhenResumed(t *testin
 	require.Equal(t, http.StatusOK, ready.status, "orders are taken")
 	require.Contains(t, string(ready.body), `"status":"degraded"`)
 	require.Contains(t, string(ready.body), "POST /v1/compensation/resume")
+	require.Contains(t, string(mustGet(t, s.api+"/metrics").body), "takeout_compensation_stopped 1")
 	made := s.orderRows(t, recreatedRows)
 	require.LessOrEqual(t, made, limit+1+10, "no more than were in flight")
 	require.Equal(t, http.StatusCreated, mustSend(t, http.MethodPost, s.api+"/v1/orders", `{"order_id":"meanwhile","name":"x","amount":1}`).status)
@@ -505,6 +509,13 @@ func TestAnnouncingBeforeStoringIsLoudAndOffByDefault(t *testing.T) {
 	s.awaitDispatchedOnceMade(t, "o1")
 	again := mustSend(t, http.MethodPost, s.api+"/v1/orders", `{"order_id":"o1","name":"x","amount":1}`)
 	require.Equal(t, http.StatusOK, again.status, "the client's next try finds it: %s", again)
+
+	const keyed = `{"order_id":"o2","name":"x","amount":1}`
+	require.Equal(t, http.StatusServiceUnavailable, s.placeUnder(t, "key-1", keyed).status)
+	s.awaitDispatchedOnceMade(t, "o2")
+	first := s.placeUnder(t, "key-1", keyed)
+	require.Equal(t, http.StatusCreated, first.status, "%s", first)
+	s.placeUnder(t, "key-1", keyed).replays(t, first)
 
 	quiet, q := embeddedProcess(t, nil)
 	require.NotContains(t, q.log.String(), "before they are stored")
