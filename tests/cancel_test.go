@@ -1,0 +1,357 @@
+package tests
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"takeout/adapters/sqlstore"
+	"takeout/app"
+	"takeout/domain/order"
+	"takeout/ports/httpapi"
+)
+
+// cancel cancels the order and returns it.
+func (s *system) cancel(t testing.TB, id string) httpapi.OrderBody {
+	t.Helper()
+	a := mustSend(t, http.MethodPost, s.api+"/v1/orders/"+id+"/cancel", `{"reason":"changed my mind"}`)
+	require.Equal(t, http.StatusOK, a.status, "%s", a)
+	return a.order(t)
+}
+
+func (s *system) deliver(t testing.TB, id string) answer {
+	t.Helper()
+	return mustSend(t, http.MethodPost, s.dispatchAPI+"/v1/dispatches/"+id+"/delivered", "")
+}
+
+func (s *system) dispatchOf(t testing.TB, id string) httpapi.DispatchBody {
+	t.Helper()
+	a := mustGet(t, s.dispatchAPI+"/v1/dispatches/"+id)
+	require.Equal(t, http.StatusOK, a.status, "%s", a)
+	var d httpapi.DispatchBody
+	require.NoError(t, json.Unmarshal(a.body, &d))
+	return d
+}
+
+func (s *system) awaitStatus(t testing.TB, id, status string) httpapi.OrderBody {
+	t.Helper()
+	var o httpapi.OrderBody
+	eventually(t, "order "+id+" is "+status, func() error {
+		if o = s.get(t, id); o.Status != status {
+			return fmt.Errorf("it is %s", o.Status)
+		}
+		return nil
+	})
+	return o
+}
+
+func TestCancelledOrderIsReleasedAndItsCourierFree(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		s.nobodyOnDuty(t)
+		early := s.place(t, "early", 100)
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'waiting'", early)
+		cancelled := s.cancel(t, early)
+		require.Equal(t, "cancelled", cancelled.Status)
+		require.Equal(t, "changed my mind", cancelled.CancelReason)
+		require.NotNil(t, cancelled.CancelledAt)
+		require.EqualValues(t, 2, cancelled.Version)
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'released'", early)
+
+		s.addCourier(t, "small", 1)
+		first := s.place(t, "first", 100)
+		require.Equal(t, "small", s.awaitDispatched(t, first).Dispatch.CourierID)
+		second := s.place(t, "second", 100)
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'waiting'", second)
+		require.Nil(t, s.dispatchOf(t, second).AssignedAt)
+		s.cancel(t, first)
+		require.Equal(t, "small", s.awaitDispatched(t, second).Dispatch.CourierID, "the room is free again")
+		require.Equal(t, "released", s.dispatchOf(t, first).State)
+		require.NotNil(t, s.dispatchOf(t, first).ReleasedAt)
+		third := s.place(t, "third", 100)
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'waiting'", third)
+		require.Equal(t, http.StatusOK, s.deliver(t, second).status)
+		s.awaitDispatched(t, third)
+
+		require.Equal(t, "released", s.dispatchOf(t, early).State, "what is cancelled never gets a courier")
+		require.Equal(t, "cancelled", s.get(t, early).Status)
+		s.noFailures(t)
+	})
+}
+
+func TestCancellingAgainChangesNothingAndDeliveredOrdersCanNotBeCancelled(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		id := s.place(t, "x", 100)
+		s.awaitDispatched(t, id)
+		var clients sync.WaitGroup
+		for range 20 {
+			clients.Go(func() {
+				if a, err := send(http.MethodPost, s.api+"/v1/orders/"+id+"/cancel", `{"reason":"changed my mind"}`); err != nil || a.status != http.StatusOK {
+					t.Errorf("%s: %v", a, err)
+				}
+			})
+		}
+		clients.Wait()
+		require.Equal(t, s.cancel(t, id), s.get(t, id))
+		require.EqualValues(t, 3, s.get(t, id).Version)
+		request, err := http.NewRequest(http.MethodPost, s.api+"/v1/orders/"+id+"/cancel", nil)
+		require.NoError(t, err)
+		bare, err := do(request)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, bare.status, "without a body and its type: %s", bare)
+		require.Equal(t, "changed my mind", bare.order(t).CancelReason, "the first reason stays")
+
+		delivered := s.place(t, "y", 100)
+		s.awaitDispatched(t, delivered)
+		first := s.deliver(t, delivered)
+		require.Equal(t, http.StatusOK, first.status, "%s", first)
+		require.Equal(t, first.body, s.deliver(t, delivered).body)
+		o := s.awaitStatus(t, delivered, "delivered")
+		require.NotNil(t, o.DeliveredAt)
+		for _, body := range []string{``, `{}`, `{"reason":"too late"}`} {
+			a := mustSend(t, http.MethodPost, s.api+"/v1/orders/"+delivered+"/cancel", body)
+			require.Equal(t, http.StatusConflict, a.status, "%s", a)
+			require.Equal(t, "order_delivered", a.problem(t).Code)
+		}
+		require.Equal(t, o, s.get(t, delivered))
+		s.noFailures(t)
+	})
+}
+
+func TestRequestsToCancelOrDeliverThatAreWrongAreRefused(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, embedded(t))
+	s.nobodyOnDuty(t)
+	id := s.place(t, "x", 100)
+	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE state = 'waiting'")
+	for _, wrong := range []struct {
+		path, body string
+		status     int
+		code       string
+	}{
+		{"/v1/orders/unknown/cancel", ``, http.StatusNotFound, "order_not_found"},
+		{"/v1/orders/a%20b/cancel", ``, http.StatusNotFound, "order_not_found"},
+		{"/v1/orders/" + id + "/cancel", `{"reason":"` + strings.Repeat("x", 201) + `"}`, http.StatusUnprocessableEntity, "reason_too_long"},
+		{"/v1/orders/" + id + "/cancel", `{"reason":"a\nb"}`, http.StatusUnprocessableEntity, "reason_unreadable"},
+		{"/v1/orders/" + id + "/cancel", `{"reason":7}`, http.StatusBadRequest, "member_wrong_type"},
+		{"/v1/orders/" + id + "/cancel", `{"status":"placed"}`, http.StatusBadRequest, "member_unknown"},
+		{"/v1/orders/" + id + "/cancel", `[]`, http.StatusBadRequest, "body_not_an_object"},
+		{"/v1/dispatches/unknown/delivered", ``, http.StatusNotFound, "dispatch_not_found"},
+		{"/v1/dispatches/a%20b/delivered", ``, http.StatusNotFound, "dispatch_not_found"},
+		{"/v1/dispatches/" + id + "/delivered", ``, http.StatusConflict, "not_on_the_way"},
+		{"/v1/dispatches/" + id + "/delivered", `{"courier_id":"zhao"}`, http.StatusBadRequest, "member_unknown"},
+	} {
+		a := mustSend(t, http.MethodPost, s.api+wrong.path, wrong.body)
+		require.Equal(t, wrong.status, a.status, "%s %s: %s", wrong.path, wrong.body, a)
+		require.Equal(t, wrong.code, a.problem(t).Code, "%s %s", wrong.path, wrong.body)
+	}
+	for _, path := range []string{"/v1/payments/unknown", "/v1/payments/a%20b", "/v1/points/unknown", "/v1/points/a%20b"} {
+		require.Equal(t, http.StatusNotFound, mustGet(t, s.api+path).status, path)
+	}
+	require.Equal(t, "placed", s.get(t, id).Status)
+	require.Equal(t, "waiting", s.dispatchOf(t, id).State)
+}
+
+func TestOrderWithoutACourierInTimeIsCancelledAndPaidBack(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := &system{stack: st, cfg: config(t, st)}
+		s.cfg.DispatchDeadline = time.Second
+		s.start(t)
+		t.Cleanup(func() { s.stop(t) })
+		s.nobodyOnDuty(t)
+		id := s.place(t, "hungry", 2850)
+		o := s.awaitStatus(t, id, "cancelled")
+		require.Equal(t, order.ReasonNoCourier, o.CancelReason)
+		require.Nil(t, o.Dispatch)
+		require.Equal(t, "impossible", s.dispatchOf(t, id).State)
+		s.awaitPayment(t, id, "refunded")
+		s.awaitPoints(t, id, 0, 2)
+		require.Zero(t, s.get(t, id).Points)
+		s.addCourier(t, "late", 0)
+		other := s.place(t, "other", 100)
+		s.awaitDispatched(t, other)
+		require.Equal(t, "impossible", s.dispatchOf(t, id).State, "what was given up stays so")
+		s.noFailures(t)
+	})
+}
+
+func TestCancellationThatComesBeforeTheAnnouncementWins(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		broker := s.publisher(t)
+		placed := facts("o-early", order.Placed, 1)
+		cancellation := announcementOf(t, cancelled(placed))
+		require.NoError(t, broker.Publish(cancellation.key, message.NewMessage(cancellation.id, cancellation.body)))
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-early' AND state = 'released' AND takeout_userId IS NULL")
+		s.awaitPayment(t, "o-early", "void")
+		id := newEventID()
+		require.NoError(t, broker.Publish("order.placed", message.NewMessage(id, announce(t, id, "o-early", 2850))))
+		after := s.place(t, "after", 100)
+		s.awaitDispatched(t, after)
+		s.awaitPayment(t, after, "succeeded")
+		require.Equal(t, "released", s.dispatchOf(t, "o-early").State)
+		s.awaitPayment(t, "o-early", "void")
+		s.noFailures(t)
+	})
+}
+
+func TestOrderThatWaitsIsNotOvertaken(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		assign := func(id string, at time.Duration) {
+			f := facts(id, order.Placed, 1)
+			f.PlacedAt = f.PlacedAt.Add(at)
+			require.NoError(t, c.dispatches.Assign(ctx, f))
+		}
+		state := func(id string) string {
+			d, err := c.dispatches.Get(ctx, orderID(t, id))
+			require.NoError(t, err)
+			return d.State.String()
+		}
+		assign("second", 0)
+		assign("first", -time.Minute)
+		c.addCourier(t, "one", 1)
+		assign("third", time.Minute)
+		require.Equal(t, "waiting", state("third"), "there is room, but not for the third")
+		_, err := c.dispatches.AssignWaiting(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []string{"assigned", "waiting", "waiting"}, []string{state("first"), state("second"), state("third")})
+		c.addCourier(t, "many", 0)
+		assign("fourth", 0)
+		require.Equal(t, "assigned", state("fourth"), "room without a limit is for all")
+		_, err = c.dispatches.AssignWaiting(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []string{"assigned", "assigned"}, []string{state("second"), state("third")})
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT active FROM courier WHERE courier_id = 'one'"))
+	})
+}
+
+func TestSeveralProcessesAssignWhatWaitsOnceEach(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+	ctx := context.Background()
+	const waiting, room = 500, 350
+	for i := range waiting {
+		require.NoError(t, c.dispatches.Assign(ctx, facts(fmt.Sprint("o-", i), order.Placed, 1)))
+	}
+	c.addCourier(t, "small", 50)
+	c.addCourier(t, "large", room-50)
+	var processes sync.WaitGroup
+	for range 4 {
+		store, err := sqlstore.OpenDispatches(st.dispatch, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = store.Close() })
+		processes.Go(func() {
+			process := app.NewDispatches(store, app.DispatchPolicy{})
+			for more := true; more; {
+				var err error
+				if more, err = process.AssignWaiting(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	processes.Wait()
+	_, err := c.dispatches.AssignWaiting(ctx) // what one of them left to another that had it locked
+	require.NoError(t, err)
+	require.Equal(t, room, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE state = 'assigned'"))
+	require.Equal(t, room, count(t, st.dispatch, "SELECT SUM(active) FROM courier"))
+	require.Equal(t, room, count(t, st.dispatch, "SELECT COUNT(DISTINCT order_id) FROM outbox"))
+	require.Equal(t, room, count(t, st.dispatch, "SELECT COUNT(*) FROM outbox"), "each is announced once")
+}
+
+func TestDispatchThatWasLostIsRestoredAsTheOrderKnowsIt(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		_, err := c.orders.Place(ctx, app.PlaceOrder{ID: orderID(t, "o1"), Name: "x", Money: money(t, 100)})
+		require.NoError(t, err)
+		placed := c.takeOutboxes(t)
+		c.settle(t, []string{"dispatch.assign-courier"}, placed...) // waits, as the copy says that was made then
+		c.addCourier(t, "zhao", 5)
+		c.settle(t, []string{"order.mark-dispatched"}, announcementOf(t, assignedTo("o1", "zhao")))
+		require.NoError(t, c.orders.Announce(ctx, orderID(t, "o1"), false, "the dispatch was lost"))
+		again := c.takeOutboxes(t)
+		for range 3 {
+			c.settle(t, []string{"dispatch.assign-courier"}, again...)
+		}
+		d, err := c.dispatches.Get(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		require.Equal(t, "assigned", d.State.String())
+		require.Equal(t, "zhao", d.CourierID.String())
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT active FROM courier WHERE courier_id = 'zhao'"))
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM history WHERE order_id = 'o1' AND step = 'dispatch_restored'"))
+	})
+}
+
+func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+	ctx := context.Background()
+	c.addCourier(t, "zhao", 0)
+	var brought []string
+	for i := range 60 {
+		id := fmt.Sprint("o-", i)
+		require.NoError(t, c.dispatches.Assign(ctx, facts(id, order.Placed, 1)))
+		brought = append(brought, id)
+	}
+	zhao, err := c.dispatches.Couriers(ctx)
+	require.NoError(t, err)
+	var both sync.WaitGroup
+	both.Go(func() {
+		for _, id := range brought {
+			if _, err := c.dispatches.MarkDelivered(ctx, orderID(t, id)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	both.Go(func() {
+		for i := range 31 { // ends with a limit
+			capacity := 500 * ((i + 1) % 2)
+			if _, err := c.dispatches.ChangeCourier(ctx, zhao[0].ID(), nil, nil, &capacity); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	both.Wait()
+	require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "nothing is on the way")
+}
+
+func TestDispatchesAndCouriersAreHandledOnTheCommandLine(t *testing.T) {
+	t.Parallel()
+	s, p := embeddedProcess(t, nil)
+	at := map[string]string{"TAKEOUT_URL": p.url}
+	ok := func(args ...string) string {
+		t.Helper()
+		o := run(t, at, args...)
+		require.Equal(t, 0, o.code, "%s", o)
+		return o.stdout
+	}
+	s.nobodyOnDuty(t)
+	require.Contains(t, ok("courier", "add", "Sun", "--courier-id", "sun", "--capacity", "2", "-o", "table"), "Sun")
+	require.Contains(t, ok("courier", "list"), `"courier_id": "sun"`)
+	id := s.place(t, "x", 100)
+	s.awaitDispatched(t, id)
+	require.Contains(t, ok("dispatch", "get", id), `"state": "assigned"`)
+	require.Contains(t, ok("dispatch", "delivered", id, "-o", "table"), "delivered")
+	changed := ok("courier", "change", "sun", "--no-on-duty", "--capacity", "0")
+	require.Contains(t, changed, `"on_duty": false`)
+	require.Contains(t, changed, `"capacity": 0`)
+	require.Contains(t, changed, `"name": "Sun"`)
+	other := s.place(t, "y", 100)
+	require.Contains(t, ok("order", "cancel", other, "--reason", "rain"), `"cancel_reason": "rain"`)
+	s.awaitStatus(t, id, "delivered")
+	late := run(t, at, "order", "cancel", id)
+	require.Equal(t, 1, late.code)
+	require.Contains(t, late.stderr, "is delivered and can not be cancelled")
+}

@@ -1,0 +1,455 @@
+package tests
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"takeout/adapters/simgateway"
+	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlstore"
+	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/dispatch"
+	"takeout/domain/event"
+	"takeout/domain/order"
+)
+
+// choreography is the four services over their databases, without a broker: the test decides which message is handled
+// when, how often, and beside which other one.
+type choreography struct {
+	stack
+	orders     *app.Orders
+	dispatches *app.Dispatches
+	payments   *app.Payments
+	points     *app.Points
+
+	databases []*sqldb.DB
+	consumers []choreographed
+}
+
+// choreographed is a queue of the topology with its use case.
+type choreographed struct {
+	queue, key string
+	handle     func(ctx context.Context, id string, body []byte) error
+}
+
+func handledBy[E event.Event](queue string, useCase func(context.Context, E) error) choreographed {
+	var e E
+	return choreographed{queue, e.Key(), func(ctx context.Context, id string, body []byte) error {
+		envelope, e, err := event.Decode[E](id, body)
+		if err != nil {
+			return err
+		}
+		return useCase(app.WithDelivery(ctx, app.Delivery{
+			Consumer: queue, EventID: envelope.ID, Hash: sha256.Sum256(body), OrderID: envelope.Subject,
+		}), e)
+	}}
+}
+
+func choreograph(t testing.TB, st stack, policy app.DispatchPolicy, refusals, timeouts float64) *choreography {
+	t.Helper()
+	quiet := slog.New(slog.DiscardHandler)
+	orders, err := sqlstore.OpenOrders(st.order, quiet)
+	require.NoError(t, err)
+	dispatches, err := sqlstore.OpenDispatches(st.dispatch, quiet)
+	require.NoError(t, err)
+	payments, err := sqlstore.OpenPayments(st.payment, quiet, simgateway.Schema())
+	require.NoError(t, err)
+	points, err := sqlstore.OpenPoints(st.points, quiet)
+	require.NoError(t, err)
+	c := &choreography{
+		stack: st, orders: app.NewOrders(orders), dispatches: app.NewDispatches(dispatches, policy),
+		payments: app.NewPayments(payments, simgateway.New(payments.DB(), refusals, timeouts)), points: app.NewPoints(points),
+	}
+	for _, db := range []interface {
+		DB() *sqldb.DB
+		Migrate(ctx context.Context) ([]string, error)
+		Close() error
+	}{orders, dispatches, payments, points} {
+		_, err := db.Migrate(context.Background())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = db.Close() })
+		c.databases = append(c.databases, db.DB())
+	}
+	c.consumers = []choreographed{
+		handledBy("dispatch.assign-courier", c.dispatches.AssignPlaced),
+		handledBy("dispatch.assign-courier-when-paid", c.dispatches.AssignPaid),
+		handledBy("dispatch.release-courier", c.dispatches.Release),
+		handledBy("order.mark-dispatched", c.orders.MarkDispatched),
+		handledBy("order.mark-delivered", c.orders.MarkDelivered),
+		handledBy("order.cancel-undispatchable", c.orders.CancelUndispatchable),
+		handledBy("order.cancel-unpaid", c.orders.CancelUnpaid),
+		handledBy("order.record-points", c.orders.RecordPoints),
+		handledBy("payment.charge-order", c.payments.Charge),
+		handledBy("payment.refund-order", c.payments.Refund),
+		handledBy("points.award-points", c.points.Award),
+		handledBy("points.revoke-points", c.points.Revoke),
+	}
+	return c
+}
+
+func (c *choreography) addCourier(t testing.TB, id string, capacity int) {
+	t.Helper()
+	courierID, err := dispatch.ParseCourierID(id)
+	require.NoError(t, err)
+	courier, err := dispatch.NewCourier(courierID, id, true, capacity)
+	require.NoError(t, err)
+	require.NoError(t, c.dispatches.AddCourier(context.Background(), courier))
+}
+
+// announcement is an event on its way.
+type announcement struct {
+	id, key, orderID string
+	body             []byte
+}
+
+// announcementOf puts the event into an envelope of its own.
+func announcementOf(t testing.TB, e event.Event) announcement {
+	t.Helper()
+	id := newEventID()
+	body, err := event.Encode(id, time.Now(), e)
+	require.NoError(t, err)
+	return announcement{id, e.Key(), e.Subject(), body}
+}
+
+// takeOutboxes takes everything out of the outboxes, as relays do.
+func (c *choreography) takeOutboxes(t testing.TB) []announcement {
+	t.Helper()
+	var taken []announcement
+	for _, db := range c.databases {
+		err := db.InTx(context.Background(), func(ctx context.Context, tx *sql.Tx) error {
+			rows, err := tx.QueryContext(ctx, "SELECT id, payload, event_id, event_key, order_id FROM outbox ORDER BY id"+db.ForUpdate)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			var last int64
+			for rows.Next() {
+				var a announcement
+				var payload []byte
+				if err := rows.Scan(&last, &payload, &a.id, &a.key, &a.orderID); err != nil {
+					return err
+				}
+				var enveloped struct{ Payload []byte }
+				if err := json.Unmarshal(payload, &enveloped); err != nil {
+					return err
+				}
+				a.body = enveloped.Payload
+				taken = append(taken, a)
+			}
+			if err := rows.Err(); err != nil {
+				return err
+			}
+			_, err = tx.ExecContext(ctx, "DELETE FROM outbox WHERE id <= ?", last)
+			return err
+		})
+		require.NoError(t, err)
+	}
+	return taken
+}
+
+// handle lets the consumer handle the message until it is settled, as the retries do.
+func (c choreographed) settle(a announcement) error {
+	var err error
+	for range 60 {
+		err = c.handle(context.Background(), a.id, a.body)
+		if err == nil || errors.Is(err, app.ErrDuplicate) {
+			return nil
+		}
+		if domain.KindOf(err) == domain.Invalid || isDelivered(err) {
+			return err
+		}
+		time.Sleep(time.Duration(1+rand.IntN(20)) * time.Millisecond)
+	}
+	return fmt.Errorf("%s: %s of order %s: %w", c.queue, a.key, a.orderID, err)
+}
+
+// isDelivered reports whether err says that the order is delivered: who ordered has eaten, and a person sees to the rest.
+func isDelivered(err error) bool {
+	known, ok := errors.AsType[*domain.Error](err)
+	return ok && known.Code == "order_delivered"
+}
+
+// settle lets each consumer of the service handle the announcements in this order.
+func (c *choreography) settle(t testing.TB, queues []string, announcements ...announcement) {
+	t.Helper()
+	for _, a := range announcements {
+		for _, consumer := range c.consumers {
+			if consumer.key == a.key && slices.Contains(queues, consumer.queue) {
+				require.NoError(t, consumer.settle(a))
+			}
+		}
+	}
+}
+
+func orderID(t testing.TB, id string) order.ID {
+	t.Helper()
+	parsed, err := order.ParseID(id)
+	require.NoError(t, err)
+	return parsed
+}
+
+func facts(id string, status order.Status, version int64) event.Order {
+	return event.Order{OrderID: id, Name: "Mapo tofu", Amount: 2850, Currency: "CNY", Status: status.String(), Version: version, PlacedAt: time.Now().UTC().Truncate(time.Microsecond)}
+}
+
+// permutations returns every order of n things.
+func permutations(n int) [][]int {
+	if n == 0 {
+		return [][]int{nil}
+	}
+	var all [][]int
+	for _, shorter := range permutations(n - 1) {
+		for i := range n {
+			all = append(all, slices.Insert(slices.Clone(shorter), i, n-1))
+		}
+	}
+	return all
+}
+
+func TestMessagesOfACancelledOrderEndTheSameInEveryOrder(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		c.addCourier(t, "small", 10_000)
+		// Each set is told to one service, in every order, about an order of its own each time.
+		for name, set := range map[string]struct {
+			queues []string
+			events func(f event.Order) []event.Event
+			end    func(t *testing.T, id string)
+		}{
+			"dispatch": {
+				[]string{"dispatch.assign-courier", "dispatch.release-courier"},
+				func(f event.Order) []event.Event {
+					return []event.Event{event.OrderPlaced{Order: f}, event.OrderPlaced{Order: f}, cancelled(f), cancelled(f)}
+				},
+				func(t *testing.T, id string) {
+					require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'released'", id))
+					require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "the room is given back")
+				},
+			},
+			"payment": {
+				[]string{"payment.charge-order", "payment.refund-order"},
+				func(f event.Order) []event.Event {
+					return []event.Event{event.OrderPlaced{Order: f}, event.OrderPlaced{Order: f}, cancelled(f), cancelled(f)}
+				},
+				func(t *testing.T, id string) {
+					require.Equal(t, 1, count(t, st.payment, "SELECT COUNT(*) FROM payment WHERE orderId = ? AND state IN ('void', 'refunded')", id))
+					require.Zero(t, count(t, st.payment, "SELECT COUNT(*) FROM simulated_charge WHERE orderId = ? AND cancelled_at IS NULL", id), "nothing is kept")
+				},
+			},
+			"points": {
+				[]string{"points.award-points", "points.revoke-points"},
+				func(f event.Order) []event.Event {
+					paid, refunded := event.PaymentSucceeded{Order: f, Reference: "r"}, event.PaymentRefunded{Order: f, Reference: "r"}
+					return []event.Event{paid, paid, refunded, refunded}
+				},
+				func(t *testing.T, id string) {
+					require.Zero(t, count(t, st.points, "SELECT SUM(points) FROM points_entry WHERE orderId = ?", id))
+					require.Equal(t, 2, count(t, st.points, "SELECT COUNT(*) FROM points_entry WHERE orderId = ?", id))
+				},
+			},
+			"order": {
+				[]string{"order.mark-dispatched", "order.cancel-undispatchable", "order.cancel-unpaid", "order.record-points"},
+				func(f event.Order) []event.Event {
+					_, err := c.orders.Place(context.Background(), app.PlaceOrder{ID: orderID(t, f.OrderID), Name: f.Name, Money: money(t, f.Amount)})
+					require.NoError(t, err)
+					return []event.Event{
+						event.DispatchAssigned{OrderID: f.OrderID, CourierID: "small", AssignedAt: time.Now(), Version: 1},
+						event.PaymentRefused{Order: f, Reason: "no"}, event.DispatchImpossible{Order: f},
+						event.PointsAwarded{OrderID: f.OrderID, Points: 28, Version: 1},
+					}
+				},
+				func(t *testing.T, id string) {
+					require.Equal(t, 1, count(t, st.order, "SELECT COUNT(*) FROM order_info WHERE orderId = ? AND status = 'cancelled' AND points = 0", id))
+					require.Equal(t, 1, count(t, st.order, "SELECT COUNT(*) FROM outbox WHERE order_id = ? AND event_key = 'order.cancelled'", id), "told once")
+				},
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				for i, permutation := range permutations(4) {
+					id := fmt.Sprintf("%s-%d", name, i)
+					events := set.events(facts(id, order.Placed, 1))
+					for _, at := range permutation {
+						c.settle(t, set.queues, announcementOf(t, events[at]))
+					}
+					set.end(t, id)
+				}
+			})
+		}
+	})
+}
+
+func cancelled(f event.Order) event.OrderCancelled {
+	f.Status, f.Version = order.Cancelled.String(), 2
+	return event.OrderCancelled{Order: f, Reason: "changed my mind", CancelledAt: time.Now()}
+}
+
+func money(t testing.TB, amount int64) domain.Money {
+	t.Helper()
+	m, err := domain.NewMoney(amount, "CNY")
+	require.NoError(t, err)
+	return m
+}
+
+// A thousand orders are placed, cancelled and delivered at random moments. Their messages come after random delays, up
+// to twice each and beside each other, the payment gateway refuses some and is late at times, and there is not
+// room for all.
+func TestThousandRandomInterleavingsEndConsistent(t *testing.T) {
+	t.Parallel()
+	const orders, rounds = 1000, 12
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	c := choreograph(t, production(t), app.DispatchPolicy{}, 0.1, 0.1)
+	c.addCourier(t, "small", 50)
+	c.addCourier(t, "large", 150)
+
+	schedule := map[int][]func(){} // by round
+	at := func(round int, task func()) { schedule[round] = append(schedule[round], task) }
+	ctx := context.Background()
+	for i := range orders {
+		id, price := orderID(t, fmt.Sprint("o-", i)), money(t, int64(100+i))
+		at(0, func() {
+			if _, err := c.orders.Place(ctx, app.PlaceOrder{ID: id, Name: "x", Money: price}); err != nil {
+				t.Errorf("place: %v", err)
+			}
+		})
+		for n := random.IntN(3); n > 0; n-- {
+			at(1+random.IntN(rounds), func() {
+				if _, err := c.orders.Cancel(ctx, id, ""); err != nil && !isDelivered(err) {
+					t.Errorf("cancel: %v", err)
+				}
+			})
+		}
+		for n := random.IntN(3); n > 0; n-- {
+			at(1+random.IntN(rounds), func() {
+				_, err := c.dispatches.MarkDelivered(ctx, id)
+				if kind := domain.KindOf(err); err != nil && kind != domain.NotFound && kind != domain.Conflict {
+					t.Errorf("deliver: %v", err)
+				}
+			})
+		}
+	}
+	announced := map[string]int{} // by order and event
+	for round := 0; ; round++ {
+		tasks := schedule[round]
+		delete(schedule, round)
+		for range 2 { // processes
+			tasks = append(tasks, func() {
+				if _, err := c.dispatches.AssignWaiting(ctx); err != nil {
+					t.Errorf("assign waiting: %v", err)
+				}
+			})
+		}
+		random.Shuffle(len(tasks), func(i, j int) { tasks[i], tasks[j] = tasks[j], tasks[i] })
+		atOnceInTwelve(tasks)
+		taken := c.takeOutboxes(t)
+		for _, a := range taken {
+			announced[a.orderID+" "+a.key]++
+			for _, consumer := range c.consumers {
+				for n := 1 + random.IntN(2); consumer.key == a.key && n > 0; n-- {
+					at(round+1+random.IntN(3), func() {
+						if err := consumer.settle(a); err != nil && !isDelivered(err) {
+							t.Error(err)
+						}
+					})
+				}
+			}
+		}
+		if len(taken) == 0 && len(schedule) == 0 {
+			break
+		}
+	}
+	for what, n := range announced {
+		require.Equal(t, 1, n, "%s is announced once", what)
+	}
+	c.checkEnds(t, orders)
+}
+
+func atOnceInTwelve(tasks []func()) {
+	next := make(chan func())
+	var workers sync.WaitGroup
+	for range 12 {
+		workers.Go(func() {
+			for task := range next {
+				task()
+			}
+		})
+	}
+	for _, task := range tasks {
+		next <- task
+	}
+	close(next)
+	workers.Wait()
+}
+
+// checkEnds checks what must hold when nothing is under way any more.
+func (c *choreography) checkEnds(t testing.TB, orders int) {
+	t.Helper()
+	read := func(url, query string) map[string]string {
+		rows, err := database(t, url).Query(query)
+		require.NoError(t, err)
+		defer rows.Close()
+		all := map[string]string{}
+		for rows.Next() {
+			var id, value string
+			require.NoError(t, rows.Scan(&id, &value))
+			require.NotContains(t, all, id)
+			all[id] = value
+		}
+		require.NoError(t, rows.Err())
+		return all
+	}
+	statuses := read(c.order, "SELECT orderId, status FROM order_info")
+	earned := read(c.order, "SELECT orderId, points FROM order_info")
+	dispatches := read(c.dispatch, "SELECT orderId, state FROM platoon")
+	payments := read(c.payment, "SELECT orderId, state FROM payment")
+	held := read(c.payment, "SELECT orderId, charged_at IS NOT NULL AND cancelled_at IS NULL FROM simulated_charge")
+	ledger := read(c.stack.points, "SELECT orderId, SUM(points) FROM points_entry GROUP BY orderId")
+	require.Len(t, statuses, orders)
+	ends := map[string]int{}
+	for id, status := range statuses {
+		end := fmt.Sprintf("order %s, dispatch %s, payment %s", status, dispatches[id], payments[id])
+		ends[end]++
+		if payments[id] == "succeeded" {
+			require.Equal(t, "1", held[id], "%s: %s", id, end)
+			require.Equal(t, ledger[id], earned[id], "%s: %s", id, end)
+			require.NotEqual(t, "0", earned[id], "%s: %s", id, end)
+		} else {
+			require.Equal(t, "0", held[id], "%s: %s", id, end)
+			require.Contains(t, []string{"", "0"}, ledger[id], "%s: %s", id, end)
+			require.Equal(t, "0", earned[id], "%s: %s", id, end)
+		}
+		switch status {
+		case "cancelled":
+			require.Contains(t, []string{"released", "delivered"}, dispatches[id], "%s: %s", id, end)
+			require.Contains(t, []string{"void", "refunded", "refused"}, payments[id], "%s: %s", id, end)
+		case "delivered":
+			require.Equal(t, "delivered", dispatches[id], "%s: %s", id, end)
+			require.Contains(t, []string{"succeeded", "refused"}, payments[id], "%s: %s", id, end)
+		case "dispatched":
+			require.Equal(t, "assigned", dispatches[id], "%s: %s", id, end)
+			require.Equal(t, "succeeded", payments[id], "%s: %s", id, end)
+		default:
+			require.Equal(t, "waiting", dispatches[id], "%s: %s", id, end)
+			require.Equal(t, "succeeded", payments[id], "%s: %s", id, end)
+		}
+	}
+	t.Logf("ends: %v", ends)
+	for courier, active := range read(c.dispatch, "SELECT courier_id, active FROM courier") {
+		assigned := count(t, c.dispatch, "SELECT COUNT(*) FROM platoon WHERE takeout_userId = ? AND state = 'assigned'", courier)
+		require.Equal(t, fmt.Sprint(assigned), active, "the room of courier %s", courier)
+	}
+}
