@@ -205,6 +205,10 @@ func (o *Order) RecordPoints(points int64) bool {
 // who holds something else under the version before.
 func (o *Order) Correct() { o.version++ }
 
+// CatchUp gives the order at least that version. One that is made again must not fall behind what was announced of it:
+// whoever was told that version would take the next for an old one.
+func (o *Order) CatchUp(version int64) { o.version = max(o.version, version) }
+
 // Query asks for a page of orders, newest first.
 type Query struct {
 	Status Status // zero for any
