@@ -41,7 +41,7 @@ var pairOf = map[string]Pair{
 
 // verdict is what two services' rows of one order say together.
 type verdict struct {
-	class   string  // empty if they agree
+	class   string  // empty if they consistent
 	remedy  *remedy // nil if a person must decide
 	lagging string  // the service that may only not have heard yet, empty if there is nothing to hear
 }
@@ -98,8 +98,8 @@ func restoreDispatched(ctx context.Context, u UseCases, id order.ID, why string)
 	if err != nil {
 		return err
 	}
-	_, err = u.Compensation.Restore(ctx, want, why)
-	return err
+	want.CatchUp(d.Job.OrderVersion)
+	return u.restore(ctx, want, why)
 }
 
 func restorePaid(ctx context.Context, u UseCases, id order.ID, why string) error {
@@ -122,11 +122,16 @@ func restorePaid(ctx context.Context, u UseCases, id order.ID, why string) error
 	if err != nil {
 		return err
 	}
-	_, err = u.Compensation.Restore(ctx, want, why)
+	want.CatchUp(p.Bill.OrderVersion)
+	return u.restore(ctx, want, why)
+}
+
+func (u UseCases) restore(ctx context.Context, want *order.Order, why string) error {
+	_, err := u.Compensation.Restore(ctx, want, why)
 	return err
 }
 
-var agree = verdict{}
+var consistent = verdict{}
 
 // judgeDispatch compares an order with its dispatch. The order service decides what was ordered and whether it is
 // cancelled, the dispatch service who brings it and whether they did.
@@ -135,7 +140,7 @@ func judgeDispatch(orders, dispatches []Record) verdict {
 	case len(orders) > 1 || len(dispatches) > 1:
 		return verdict{class: Duplicate}
 	case len(orders) == 0 && len(dispatches) == 0:
-		return agree
+		return consistent
 	case len(orders) == 0:
 		return verdict{class: OrphanDispatch, remedy: restoreFromDispatch}
 	case len(dispatches) == 0:
@@ -145,13 +150,13 @@ func judgeDispatch(orders, dispatches []Record) verdict {
 	if o.Amount != d.Amount || o.Currency != d.Currency {
 		return verdict{class: AmountMismatch}
 	}
-	if v := judgeProgress(o, d); v != agree {
+	if v := judgeProgress(o, d); v != consistent {
 		return v
 	}
 	if o.Name != d.Name || !o.PlacedAt.Equal(d.PlacedAt) {
 		return verdict{FieldMismatch, correctDispatch, "dispatch"}
 	}
-	return agree
+	return consistent
 }
 
 // judgeProgress compares how far an order has come. What is not in the table is a contradiction for a person.
@@ -164,16 +169,16 @@ func judgeProgress(o, d Record) verdict {
 	ended := d.State == dispatch.Released.String() || d.State == dispatch.Impossible.String()
 	switch (progress{o.State, d.State}) {
 	case progress{"placed", "waiting"}:
-		return agree
+		return consistent
 	case progress{"placed", "assigned"}, progress{"placed", "delivered"}, progress{"dispatched", "delivered"}:
 		return tell
 	case progress{"dispatched", "assigned"}, progress{"delivered", "delivered"}:
 		if sameCourier {
-			return agree
+			return consistent
 		}
 		return tell
 	case progress{"cancelled", "delivered"}: // the courier was faster than the cancellation
-		return agree
+		return consistent
 	case progress{"cancelled", "waiting"}, progress{"cancelled", "assigned"}:
 		return verdict{CancelledButActive, announceOrder, "dispatch"}
 	case progress{"placed", "impossible"}:
@@ -182,7 +187,7 @@ func judgeProgress(o, d Record) verdict {
 		return verdict{class: FieldMismatch, remedy: cancelOrder}
 	}
 	if o.State == order.Cancelled.String() && ended {
-		return agree
+		return consistent
 	}
 	return verdict{class: FieldMismatch}
 }
@@ -194,7 +199,7 @@ func judgeUndispatched(payments []Record) verdict {
 	if len(payments) == 1 && payments[0].State == payment.Succeeded.String() {
 		return verdict{MissingDispatch, announcePayment, "dispatch"}
 	}
-	return agree // the comparison with the payments says what is wrong, if anything is
+	return consistent // the comparison with the payments says what is wrong, if anything is
 }
 
 // judgePayment compares an order with its payment.
@@ -203,14 +208,14 @@ func judgePayment(orders, payments []Record) verdict {
 	case len(payments) > 1:
 		return verdict{class: DoublePayment}
 	case len(orders) > 1 || len(orders) == 0 && len(payments) == 0:
-		return agree // two orders are found where they are compared with dispatches
+		return consistent // two orders are found where they are compared with dispatches
 	case len(orders) == 0:
 		return verdict{class: OrphanPayment, remedy: restoreFromPayment}
 	}
 	cancelled, delivered := orders[0].State == order.Cancelled.String(), orders[0].State == order.Delivered.String()
 	if len(payments) == 0 {
 		if cancelled {
-			return agree
+			return consistent
 		}
 		return verdict{MissingPayment, announceOrder, "payment"}
 	}
@@ -224,14 +229,14 @@ func judgePayment(orders, payments []Record) verdict {
 		if cancelled {
 			return verdict{PaymentMismatch, announceOrder, "payment"}
 		}
-		return agree
+		return consistent
 	case payment.Refused.String():
 		if !cancelled && !delivered {
 			return verdict{PaymentMismatch, announcePayment, "order"}
 		}
 	}
 	if cancelled {
-		return agree
+		return consistent
 	}
 	return verdict{class: PaymentMismatch}
 }
@@ -239,7 +244,7 @@ func judgePayment(orders, payments []Record) verdict {
 // judgePoints compares a payment with what it earned.
 func judgePoints(payments, entries []Record) verdict {
 	if len(payments) > 1 {
-		return agree // found where they are compared with orders
+		return consistent // found where they are compared with orders
 	}
 	var sum int64
 	kinds := map[string]int{}
@@ -258,7 +263,7 @@ func judgePoints(payments, entries []Record) verdict {
 	}
 	switch {
 	case state == payment.Succeeded.String() && sum == earned, state != payment.Succeeded.String() && sum == 0:
-		return agree
+		return consistent
 	case state == payment.Succeeded.String() && len(entries) == 0:
 		return verdict{MissingPoints, announcePayment, "points"}
 	case state == payment.Refunded.String() && sum == earned:
@@ -283,5 +288,5 @@ func judgeUnpaidPoints(orders []Record) verdict {
 	case orders[0].State == order.Cancelled.String():
 		return verdict{class: PointsMismatch}
 	}
-	return agree // the payment is missing, which is found where it is compared with the order
+	return consistent // the payment is missing, which is found where it is compared with the order
 }

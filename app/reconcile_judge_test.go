@@ -22,10 +22,10 @@ func TestOrderAndDispatchAgreeOrOneOfThemIsToldOrAPersonDecides(t *testing.T) {
 	mayCancel := verdict{FieldMismatch, cancelOrder, "order"}
 	want := map[string][5]verdict{
 		//            waiting       assigned      delivered  released  impossible
-		"placed":     {agree, tellOrder, tellOrder, cancel, mayCancel},
-		"dispatched": {person, agree, tellOrder, cancel, cancel},
-		"delivered":  {person, person, agree, person, person},
-		"cancelled":  {tellDispatch, tellDispatch, agree, agree, agree},
+		"placed":     {consistent, tellOrder, tellOrder, cancel, mayCancel},
+		"dispatched": {person, consistent, tellOrder, cancel, cancel},
+		"delivered":  {person, person, consistent, person, person},
+		"cancelled":  {tellDispatch, tellDispatch, consistent, consistent, consistent},
 		"unheard of": {person, person, person, person, person},
 	}
 	for status, verdicts := range want {
@@ -36,7 +36,7 @@ func TestOrderAndDispatchAgreeOrOneOfThemIsToldOrAPersonDecides(t *testing.T) {
 	require.Equal(t, tellOrder, judgeDispatch(row("dispatched", "zhao"), row("assigned", "qian")))
 	require.Equal(t, tellOrder, judgeDispatch(row("delivered", "zhao"), row("delivered", "qian")))
 	require.Equal(t, verdict{class: FieldMismatch, lagging: "order"}, judgeDispatch(row("dispatched", "zhao"), row("assigned", "")), "nobody can be told of")
-	require.Equal(t, agree, judgeDispatch(nil, nil))
+	require.Equal(t, consistent, judgeDispatch(nil, nil))
 	require.Equal(t, verdict{class: OrphanDispatch, remedy: restoreFromDispatch}, judgeDispatch(nil, row("waiting", "")))
 	require.Equal(t, verdict{MissingDispatch, announceOrder, "dispatch"}, judgeDispatch(row("placed", ""), nil))
 	require.Equal(t, verdict{class: Duplicate}, judgeDispatch(append(row("placed", ""), row("placed", "")...), nil))
@@ -69,10 +69,10 @@ func TestOrderIsPaidUnlessItIsCancelled(t *testing.T) {
 	charge := verdict{MissingPayment, announceOrder, "payment"}
 	for status, verdicts := range map[string][6]verdict{
 		//            absent charging succeeded refused refunded void
-		"placed":     {charge, charge, agree, {PaymentMismatch, announcePayment, "order"}, person, person},
-		"dispatched": {charge, charge, agree, {PaymentMismatch, announcePayment, "order"}, person, person},
-		"delivered":  {charge, charge, agree, person, person, person},
-		"cancelled":  {agree, charge, {PaymentMismatch, announceOrder, "payment"}, agree, agree, agree},
+		"placed":     {charge, charge, consistent, {PaymentMismatch, announcePayment, "order"}, person, person},
+		"dispatched": {charge, charge, consistent, {PaymentMismatch, announcePayment, "order"}, person, person},
+		"delivered":  {charge, charge, consistent, person, person, person},
+		"cancelled":  {consistent, charge, {PaymentMismatch, announceOrder, "payment"}, consistent, consistent, consistent},
 	} {
 		for i, state := range []string{"", "charging", "succeeded", "refused", "refunded", "void"} {
 			var payments []Record
@@ -84,7 +84,7 @@ func TestOrderIsPaidUnlessItIsCancelled(t *testing.T) {
 	}
 	require.Equal(t, verdict{class: DoublePayment}, judgePayment(row("placed", ""), append(row("refused", ""), row("succeeded", "")...)))
 	require.Equal(t, verdict{class: OrphanPayment, remedy: restoreFromPayment}, judgePayment(nil, row("succeeded", "")))
-	require.Equal(t, agree, judgePayment(nil, nil))
+	require.Equal(t, consistent, judgePayment(nil, nil))
 }
 
 func TestPaymentEarnsWhatTheLedgerSays(t *testing.T) {
@@ -97,19 +97,19 @@ func TestPaymentEarnsWhatTheLedgerSays(t *testing.T) {
 		entries []Record
 		want    verdict
 	}{
-		{"succeeded", []Record{award}, agree},
+		{"succeeded", []Record{award}, consistent},
 		{"succeeded", nil, verdict{MissingPoints, announcePayment, "points"}},
 		{"succeeded", []Record{award, revoke}, person},
 		{"succeeded", []Record{entry("award", 29)}, person},
 		{"succeeded", []Record{award, award}, verdict{class: DoublePoints}},
-		{"refunded", nil, agree},
-		{"refunded", []Record{award, revoke}, agree},
+		{"refunded", nil, consistent},
+		{"refunded", []Record{award, revoke}, consistent},
 		{"refunded", []Record{award}, verdict{PointsMismatch, announcePayment, "points"}},
 		{"refunded", []Record{award, revoke, revoke}, verdict{class: DoublePoints}},
-		{"refused", nil, agree},
+		{"refused", nil, consistent},
 		{"refused", []Record{award}, person},
 		{"", []Record{award}, person},
-		{"", nil, agree},
+		{"", nil, consistent},
 	} {
 		var payments []Record
 		if c.payment != "" {
@@ -119,19 +119,19 @@ func TestPaymentEarnsWhatTheLedgerSays(t *testing.T) {
 	}
 	small := row("succeeded", "")
 	small[0].Amount = 99
-	require.Equal(t, agree, judgePoints(small, nil), "it earns nothing")
+	require.Equal(t, consistent, judgePoints(small, nil), "it earns nothing")
 }
 
 func TestOrderThatWaitsToBePaidLacksNoDispatch(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, agree, judgeUndispatched(nil))
-	require.Equal(t, agree, judgeUndispatched(row("charging", "")))
+	require.Equal(t, consistent, judgeUndispatched(nil))
+	require.Equal(t, consistent, judgeUndispatched(row("charging", "")))
 	require.Equal(t, verdict{MissingDispatch, announcePayment, "dispatch"}, judgeUndispatched(row("succeeded", "")))
 }
 
 func TestPointsWithoutAPaymentAreOfALostOrderOrALostPayment(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, verdict{class: Lost}, judgeUnpaidPoints(nil))
-	require.Equal(t, agree, judgeUnpaidPoints(row("dispatched", "zhao")))
+	require.Equal(t, consistent, judgeUnpaidPoints(row("dispatched", "zhao")))
 	require.Equal(t, verdict{class: PointsMismatch}, judgeUnpaidPoints(row("cancelled", "")))
 }

@@ -247,7 +247,7 @@ func TestSeveralProcessesAssignWhatWaitsOnceEach(t *testing.T) {
 	c.addCourier(t, "large", room-50)
 	var processes sync.WaitGroup
 	for range 4 {
-		store, err := sqlstore.OpenDispatches(st.dispatch, slog.New(slog.DiscardHandler))
+		store, err := sqlstore.OpenDispatches(st.dispatch, nil, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = store.Close() })
 		processes.Go(func() {

@@ -61,13 +61,13 @@ func handledBy[E event.Event](queue string, useCase func(context.Context, E) err
 func choreograph(t testing.TB, st stack, policy app.DispatchPolicy, refusals, timeouts float64) *choreography {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
-	orders, err := sqlstore.OpenOrders(st.order, quiet)
+	orders, err := sqlstore.OpenOrders(st.order, nil, quiet)
 	require.NoError(t, err)
-	dispatches, err := sqlstore.OpenDispatches(st.dispatch, quiet)
+	dispatches, err := sqlstore.OpenDispatches(st.dispatch, nil, quiet)
 	require.NoError(t, err)
-	payments, err := sqlstore.OpenPayments(st.payment, quiet, simgateway.Schema())
+	payments, err := sqlstore.OpenPayments(st.payment, nil, quiet, simgateway.Schema())
 	require.NoError(t, err)
-	points, err := sqlstore.OpenPoints(st.points, quiet)
+	points, err := sqlstore.OpenPoints(st.points, nil, quiet)
 	require.NoError(t, err)
 	c := &choreography{
 		stack: st, orders: app.NewOrders(orders), dispatches: app.NewDispatches(dispatches, policy),

@@ -24,17 +24,6 @@ import (
 	"takeout/service"
 )
 
-// startWith starts a system with changed settings, and with a courier on duty.
-func startWith(t testing.TB, st stack, change func(*service.Config)) *system {
-	t.Helper()
-	s := &system{stack: st, cfg: config(t, st)}
-	change(&s.cfg)
-	s.start(t)
-	t.Cleanup(func() { s.stop(t) })
-	s.addCourier(t, "zhao", 0)
-	return s
-}
-
 // stranger returns a producer that shares no code with the program where it can be: plain AMQP.
 func (s *system) stranger(t testing.TB) func(key, id string, body []byte, headers map[string]string) {
 	t.Helper()

@@ -12,17 +12,13 @@ import (
 
 	"takeout/domain/event"
 	"takeout/ports/httpapi"
+	"takeout/service"
 )
 
 // noDelays makes failures come to a person at once.
 func noDelays(t testing.TB, st stack) *system {
 	t.Helper()
-	s := &system{stack: st, cfg: config(t, st)}
-	s.cfg.RetryDelays = nil
-	s.start(t)
-	t.Cleanup(func() { s.stop(t) })
-	s.addCourier(t, "zhao", 0)
-	return s
+	return startWith(t, st, func(cfg *service.Config) { cfg.RetryDelays = nil })
 }
 
 // awaitFailures waits until the query finds so many failures, and returns them.

@@ -20,6 +20,7 @@ import (
 	"takeout/domain/order"
 	"takeout/domain/payment"
 	"takeout/ports/httpapi"
+	"takeout/service"
 )
 
 func assignedTo(orderID, courier string) event.DispatchAssigned {
@@ -92,20 +93,9 @@ func TestPaidOrderEarnsPointsAndACancelledOneGivesThemBack(t *testing.T) {
 	})
 }
 
-// startWith starts a system with other settings than the defaults, and a courier.
-func startWith(t testing.TB, st stack, change func(*system)) *system {
-	t.Helper()
-	s := &system{stack: st, cfg: config(t, st)}
-	change(s)
-	s.start(t)
-	t.Cleanup(func() { s.stop(t) })
-	s.addCourier(t, "zhao", 0)
-	return s
-}
-
 func TestOrderWhosePaymentIsRefusedIsCancelled(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := startWith(t, st, func(s *system) { s.cfg.PaymentRefusals = 1 })
+		s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentRefusals = 1 })
 		id := s.place(t, "x", 2850)
 		o := s.awaitStatus(t, id, "cancelled")
 		require.Equal(t, order.ReasonNotPaid, o.CancelReason)
@@ -120,9 +110,9 @@ func TestOrderWhosePaymentIsRefusedIsCancelled(t *testing.T) {
 // Each announcement comes a hundred times, and the gateway leaves three calls of ten without an answer.
 func TestOrderIsChargedOnceHoweverOftenItIsAnnouncedAndTheGatewayIsLate(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := startWith(t, st, func(s *system) {
-			s.cfg.PaymentRefusals, s.cfg.PaymentTimeouts = 0.3, 0.3
-			s.cfg.RetryDelays = []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, time.Second}
+		s := startWith(t, st, func(cfg *service.Config) {
+			cfg.PaymentRefusals, cfg.PaymentTimeouts = 0.3, 0.3
+			cfg.RetryDelays = []time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, time.Second}
 		})
 		broker := s.publisher(t)
 		const orders = 10
@@ -189,8 +179,8 @@ func TestPaymentForAnotherAmountIsKeptForAPersonAndNotCharged(t *testing.T) {
 
 func TestDispatchCanWaitForPayment(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := startWith(t, st, func(s *system) {
-			s.cfg.DispatchAfter, s.cfg.PaymentRefusals = "paid", 0.5
+		s := startWith(t, st, func(cfg *service.Config) {
+			cfg.DispatchAfter, cfg.PaymentRefusals = "paid", 0.5
 		})
 		for i := range 12 {
 			a := mustSend(t, http.MethodPost, s.api+"/v1/orders", fmt.Sprintf(`{"order_id":"o-%d","name":"x","amount":100}`, i))
@@ -237,7 +227,7 @@ func (g *faltering) Cancel(_ context.Context, bill payment.Bill) error {
 func TestPaymentIsTakenUpWhereItWasInterrupted(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0) // makes the tables
-		store, err := sqlstore.OpenPayments(st.payment, logger(t))
+		store, err := sqlstore.OpenPayments(st.payment, nil, logger(t))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = store.Close() })
 		fine := func(string) error { return nil }

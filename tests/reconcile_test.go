@@ -22,18 +22,15 @@ import (
 // reconciled starts a system that is compared only when a test says so, with a grace of two seconds.
 func reconciled(t testing.TB, st stack, change ...func(*service.Config)) *system {
 	t.Helper()
-	s := &system{stack: st, cfg: config(t, st)}
-	s.cfg.ReconcileEvery, s.cfg.ReconcileGrace, s.cfg.PaymentGateway = 0, 2*time.Second, "none"
-	for _, c := range change {
-		c(&s.cfg)
-	}
-	s.start(t)
-	t.Cleanup(func() { s.stop(t) })
-	s.addCourier(t, "zhao", 0)
-	return s
+	return startWith(t, st, func(cfg *service.Config) {
+		cfg.ReconcileEvery, cfg.ReconcileGrace, cfg.PaymentGateway = 0, 2*time.Second, "none"
+		for _, c := range change {
+			c(cfg)
+		}
+	})
 }
 
-// run runs the reconciliation with that request, and returns its report.
+// reconcile runs the reconciliation with that request, and returns its report.
 func (s *system) reconcile(t testing.TB, request string) app.Report {
 	t.Helper()
 	a := mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", request)
@@ -210,15 +207,6 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 		require.Equal(t, persons, shown.Report.Person)
 		require.Contains(t, string(mustGet(t, s.api+"/readyz").body), "need a person")
 	})
-}
-
-func (s *system) dispatchOf(t testing.TB, id string) httpapi.DispatchBody {
-	t.Helper()
-	a := mustGet(t, s.dispatchAPI+"/v1/dispatches/"+id)
-	require.Equal(t, http.StatusOK, a.status, "%s", a)
-	var d httpapi.DispatchBody
-	require.NoError(t, json.Unmarshal(a.body, &d))
-	return d
 }
 
 func TestNothingIsFoundWhileOrdersFlow(t *testing.T) {

@@ -22,18 +22,14 @@ import (
 	"takeout/app"
 	"takeout/domain/event"
 	"takeout/ports/messaging"
+	"takeout/service"
 	"takeout/tests/testenv"
 )
 
 // startWithDelays starts a system in this process that tries again after these times.
 func startWithDelays(t testing.TB, st stack, delays ...time.Duration) *system {
 	t.Helper()
-	s := &system{stack: st, cfg: config(t, st)}
-	s.cfg.RetryDelays = delays
-	s.start(t)
-	t.Cleanup(func() { s.stop(t) })
-	s.addCourier(t, "zhao", 0)
-	return s
+	return startWith(t, st, func(cfg *service.Config) { cfg.RetryDelays = delays })
 }
 
 func repeated(d time.Duration, n int) []time.Duration {
@@ -248,6 +244,12 @@ func TestRetriesSurviveKillNineAndDoNotComeEarly(t *testing.T) {
 	s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM retry WHERE uuid = ? AND attempts = 0", id)
 	var due int64
 	require.NoError(t, database(t, s.order).QueryRow("SELECT available_at FROM retry WHERE uuid = ?", id).Scan(&due))
+	eventually(t, "the broker has let the message go", func() error {
+		if n := count(t, "sqlite:"+filepath.Join(dir, "broker.db"), "SELECT COUNT(*) FROM broker_message WHERE uuid = ?", id); n != 0 {
+			return fmt.Errorf("it is still there")
+		}
+		return nil
+	})
 	p.kill()
 	p.start(t)
 	placeAs(t, s, "o-early")

@@ -125,7 +125,14 @@ func config(t testing.TB, st stack) service.Config {
 // startOne starts a system in this process, as main does, with a courier on duty.
 func startOne(t testing.TB, st stack) *system {
 	t.Helper()
+	return startWith(t, st, func(*service.Config) {})
+}
+
+// startWith is startOne with changed settings.
+func startWith(t testing.TB, st stack, change func(*service.Config)) *system {
+	t.Helper()
 	s := &system{stack: st, cfg: config(t, st)}
+	change(&s.cfg)
 	s.start(t)
 	t.Cleanup(func() { s.stop(t) })
 	s.addCourier(t, "zhao", 0)

@@ -22,7 +22,6 @@ import (
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
-	"takeout/domain/order"
 	"takeout/ports/httpapi"
 	"takeout/tests/testenv"
 )
@@ -91,13 +90,6 @@ func openOrders(t testing.TB, url string) *orderStore {
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
-}
-
-func orderID(t testing.TB, id string) order.ID {
-	t.Helper()
-	parsed, err := order.ParseID(id)
-	require.NoError(t, err)
-	return parsed
 }
 
 // allSeeing is where the whole timeline is told: where all databases are opened.
