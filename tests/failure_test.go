@@ -191,6 +191,7 @@ func TestOrderAnnouncedAgainUnderAnotherIDKeepsItsCourier(t *testing.T) {
 			id := newEventID()
 			require.NoError(t, broker.Publish("order.placed", message.NewMessage(id, announce(t, id, "o1", 100))))
 		}
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon")
 		contradiction := newEventID()
 		require.NoError(t, broker.Publish("order.placed", message.NewMessage(contradiction, announce(t, contradiction, "o1", 999))))
 		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM failure WHERE error_code = 'order_mismatch' AND order_id = 'o1'")

@@ -192,7 +192,7 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 			require.Equal(t, o.Amount, dispatch.Amount, d.name)
 			require.True(t, o.PlacedAt.Equal(dispatch.PlacedAt), d.name)
 			if o.Status == "dispatched" || o.Status == "delivered" {
-				require.Equal(t, o.Dispatch.CourierID, dispatch.CourierID, d.name)
+				require.Equal(t, o.Dispatch.CourierID, *dispatch.CourierID, d.name)
 			}
 			require.Positive(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id)+
 				s.dispatchRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id), "%s: the repair is recorded", d.name)

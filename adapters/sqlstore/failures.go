@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -39,14 +40,20 @@ func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after tim
 	if err != nil {
 		return err
 	}
-	_, err = m.db.Writer().ExecContext(ctx, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, metadata, "+
-		"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+m.db.Now+" + ?)",
-		f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
-		clip(f.Error, 512), now(), after.Microseconds())
-	if m.db.IsDuplicate(err) {
-		return nil
-	}
-	return m.db.Error(err)
+	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, metadata, "+
+			"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+m.db.Now+" + ?)",
+			f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
+			clip(f.Error, 512), now(), after.Microseconds())
+		if m.db.IsDuplicate(err) {
+			return nil
+		}
+		if err != nil || f.OrderID == "" {
+			return err
+		}
+		return history{tx}.Add(ctx, f.OrderID, "attempt_failed",
+			fmt.Sprintf("%s: message %s failed, and is tried again in %s: %s", f.Consumer, f.MessageID, after, f.Error))
+	})
 }
 
 // Retries returns a reader of the messages of the consumer that wait for their next attempt. Which retry a message is
