@@ -3,6 +3,7 @@ package tests
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/domain"
 	"takeout/domain/order"
 	"takeout/ports/httpapi"
 )
@@ -290,6 +292,31 @@ func TestDispatchThatWasLostIsRestoredAsTheOrderKnowsIt(t *testing.T) {
 		require.Equal(t, "zhao", d.CourierID.String())
 		require.Equal(t, 1, count(t, st.dispatch, "SELECT active FROM courier WHERE courier_id = 'zhao'"))
 		require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM history WHERE order_id = 'o1' AND step = 'dispatch_restored'"))
+	})
+}
+
+func TestRepeatedAndCorrectedAnnouncementsTakeNoRoom(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		c.addCourier(t, "zhao", 50)
+		f := facts("o1", order.Placed, 1)
+		require.NoError(t, c.dispatches.Assign(ctx, f))
+		var repeating sync.WaitGroup
+		for range 20 {
+			repeating.Go(func() {
+				if err := c.dispatches.Assign(ctx, f); !errors.Is(err, app.ErrDuplicate) {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		repeating.Wait()
+		f.Name, f.Version = "Kung pao", 3
+		require.NoError(t, c.dispatches.Assign(ctx, f), "a newer version corrects the name")
+		f.Amount, f.Version = 1, 4
+		require.Equal(t, domain.Invalid, domain.KindOf(c.dispatches.Assign(ctx, f)), "and never an amount")
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT active FROM courier"))
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE name = 'Kung pao' AND order_money = 2850 AND state = 'assigned'"))
 	})
 }
 
