@@ -18,6 +18,7 @@ import (
 	"takeout/adapters/sqlstore"
 	"takeout/app"
 	"takeout/domain"
+	"takeout/domain/dispatch"
 	"takeout/domain/order"
 	"takeout/ports/httpapi"
 )
@@ -324,33 +325,38 @@ func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	st := production(t)
 	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
-	ctx := context.Background()
 	c.addCourier(t, "zhao", 0)
-	var brought []string
-	for i := range 60 {
-		id := fmt.Sprint("o-", i)
-		require.NoError(t, c.dispatches.Assign(ctx, facts(id, order.Placed, 1)))
-		brought = append(brought, id)
-	}
-	zhao, err := c.dispatches.Couriers(ctx)
+	require.NoError(t, c.dispatches.Assign(context.Background(), facts("o1", order.Placed, 1)))
+	zhao, err := dispatch.ParseCourierID("zhao")
 	require.NoError(t, err)
-	var both sync.WaitGroup
-	both.Go(func() {
-		for _, id := range brought {
-			if _, err := c.dispatches.MarkDelivered(ctx, orderID(t, id)); err != nil {
-				t.Error(err)
-			}
+	store, err := sqlstore.OpenDispatches(st.dispatch, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+
+	changed := make(chan error, 1)
+	err = store.InTx(context.Background(), func(ctx context.Context, tx app.DispatchTx) error {
+		err := tx.Dispatches.Update(ctx, orderID(t, "o1"), func(d *dispatch.Dispatch) (bool, error) { return d.MarkDelivered(time.Now()) })
+		if err != nil {
+			return err
 		}
-	})
-	both.Go(func() {
-		for i := range 31 { // ends with a limit
-			capacity := 500 * ((i + 1) % 2)
-			if _, err := c.dispatches.ChangeCourier(ctx, zhao[0].ID(), nil, nil, &capacity); err != nil {
-				t.Error(err)
-			}
+		if err := tx.Couriers.Count(ctx, zhao, -1); err != nil {
+			return err
 		}
+		go func() {
+			capacity := 5
+			_, err := c.dispatches.ChangeCourier(context.Background(), zhao, nil, nil, &capacity)
+			changed <- err
+		}()
+		eventually(t, "whoever counts waits for what is being delivered", func() error {
+			if len(changed) == 0 && count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'SELECT courier_id, name%'") == 0 {
+				return fmt.Errorf("it has not begun")
+			}
+			return nil
+		})
+		return nil
 	})
-	both.Wait()
+	require.NoError(t, err)
+	require.NoError(t, <-changed)
 	require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "nothing is on the way")
 }
 
