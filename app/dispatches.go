@@ -58,7 +58,7 @@ func (s *Dispatches) Assign(ctx context.Context, e event.Order) error {
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		courier, err := tx.Couriers.Take(ctx, false)
+		courier, err := tx.Couriers.Take(ctx)
 		d := dispatch.New(job, courier, time.Now())
 		if domain.KindOf(err) == domain.Exhausted {
 			d, err = dispatch.Wait(job), nil
@@ -94,9 +94,9 @@ func assignedEvent(d dispatch.Dispatch) event.DispatchAssigned {
 	}
 }
 
-// waitingBatch is how many waiting orders one transaction decides about: their rows and couriers are locked until its
+// waitingBatch is how many waiting orders one transaction decides about: their rows and the couriers are locked until its
 // end.
-const waitingBatch = 100
+const waitingBatch = 50
 
 // AssignWaiting decides about orders that wait, the oldest first: those that have waited past the deadline are given up,
 // and others get a courier while there is room. Each decision is announced in the transaction that makes it. It decides
@@ -104,36 +104,38 @@ const waitingBatch = 100
 func (s *Dispatches) AssignWaiting(ctx context.Context) (more bool, err error) {
 	var decided int
 	err = s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		decided = 0
-		err := tx.Dispatches.UpdateWaiting(ctx, waitingBatch, func(d *dispatch.Dispatch) (bool, error) {
-			announced, err := s.decide(ctx, tx, d)
+		return tx.Dispatches.UpdateWaiting(ctx, waitingBatch, func(waiting []dispatch.Dispatch) (int, error) {
+			announcements, err := s.decide(ctx, tx, waiting)
 			if err != nil {
-				return false, err
+				return 0, err
 			}
-			decided++
-			return true, tx.Outbox.Publish(ctx, announced)
+			decided = len(announcements)
+			return decided, tx.Outbox.Publish(ctx, announcements...)
 		})
-		if domain.KindOf(err) == domain.Exhausted {
-			return nil // what was decided until then stands
-		}
-		return err
 	})
 	return err == nil && decided == waitingBatch, err
 }
 
-// decide gives a waiting order up if it is late, and to a courier otherwise. Exhausted if nobody has room.
-func (s *Dispatches) decide(ctx context.Context, tx DispatchTx, d *dispatch.Dispatch) (event.Event, error) {
-	now := time.Now()
-	if s.policy.Deadline > 0 && now.Sub(d.Job.PlacedAt) > s.policy.Deadline {
+// decide gives up those of the orders that are late, which come first, and then gives as many to couriers as there is
+// room for. It returns an announcement of each decision.
+func (s *Dispatches) decide(ctx context.Context, tx DispatchTx, waiting []dispatch.Dispatch) ([]event.Event, error) {
+	var announcements []event.Event
+	now, late := time.Now(), 0
+	for ; late < len(waiting) && s.policy.Deadline > 0 && now.Sub(waiting[late].Job.PlacedAt) > s.policy.Deadline; late++ {
+		d := &waiting[late]
 		d.GiveUp(now)
-		return event.DispatchImpossible{Order: orderOf(d.Job), GivenUpAt: d.ReleasedAt}, nil
+		announcements = append(announcements, event.DispatchImpossible{Order: orderOf(d.Job), GivenUpAt: d.ReleasedAt})
 	}
-	courier, err := tx.Couriers.Take(ctx, true)
+	couriers, err := tx.Couriers.TakeMany(ctx, len(waiting)-late)
 	if err != nil {
 		return nil, err
 	}
-	d.Assign(courier, now)
-	return assignedEvent(*d), nil
+	for i, courier := range couriers {
+		d := &waiting[late+i]
+		d.Assign(courier, now)
+		announcements = append(announcements, assignedEvent(*d))
+	}
+	return announcements, nil
 }
 
 // restore stores the dispatch that the order service knows of, if it is missing here, or waits because it was lost.

@@ -3,6 +3,7 @@ package tests
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -16,6 +17,8 @@ import (
 
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/dispatch"
 	"takeout/domain/order"
 	"takeout/ports/httpapi"
 )
@@ -293,37 +296,69 @@ func TestDispatchThatWasLostIsRestoredAsTheOrderKnowsIt(t *testing.T) {
 	})
 }
 
+func TestRepeatedAndCorrectedAnnouncementsTakeNoRoom(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		c.addCourier(t, "zhao", 50)
+		f := facts("o1", order.Placed, 1)
+		require.NoError(t, c.dispatches.Assign(ctx, f))
+		var repeating sync.WaitGroup
+		for range 20 {
+			repeating.Go(func() {
+				if err := c.dispatches.Assign(ctx, f); !errors.Is(err, app.ErrDuplicate) {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		repeating.Wait()
+		f.Name, f.Version = "Kung pao", 3
+		require.NoError(t, c.dispatches.Assign(ctx, f), "a newer version corrects the name")
+		f.Amount, f.Version = 1, 4
+		require.Equal(t, domain.Invalid, domain.KindOf(c.dispatches.Assign(ctx, f)), "and never an amount")
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT active FROM courier"))
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE name = 'Kung pao' AND order_money = 2850 AND state = 'assigned'"))
+	})
+}
+
 func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	st := production(t)
 	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
-	ctx := context.Background()
 	c.addCourier(t, "zhao", 0)
-	var brought []string
-	for i := range 60 {
-		id := fmt.Sprint("o-", i)
-		require.NoError(t, c.dispatches.Assign(ctx, facts(id, order.Placed, 1)))
-		brought = append(brought, id)
-	}
-	zhao, err := c.dispatches.Couriers(ctx)
+	require.NoError(t, c.dispatches.Assign(context.Background(), facts("o1", order.Placed, 1)))
+	zhao, err := dispatch.ParseCourierID("zhao")
 	require.NoError(t, err)
-	var both sync.WaitGroup
-	both.Go(func() {
-		for _, id := range brought {
-			if _, err := c.dispatches.MarkDelivered(ctx, orderID(t, id)); err != nil {
-				t.Error(err)
-			}
+	store, err := sqlstore.OpenDispatches(st.dispatch, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+
+	changed := make(chan error, 1)
+	err = store.InTx(context.Background(), func(ctx context.Context, tx app.DispatchTx) error {
+		err := tx.Dispatches.Update(ctx, orderID(t, "o1"), func(d *dispatch.Dispatch) (bool, error) { return d.MarkDelivered(time.Now()) })
+		if err != nil {
+			return err
 		}
-	})
-	both.Go(func() {
-		for i := range 31 { // ends with a limit
-			capacity := 500 * ((i + 1) % 2)
-			if _, err := c.dispatches.ChangeCourier(ctx, zhao[0].ID(), nil, nil, &capacity); err != nil {
-				t.Error(err)
-			}
+		if err := tx.Couriers.Count(ctx, zhao, -1); err != nil {
+			return err
 		}
+		go func() {
+			capacity := 5
+			_, err := c.dispatches.ChangeCourier(context.Background(), zhao, nil, nil, &capacity)
+			changed <- err
+		}()
+		eventually(t, "whoever counts waits for what is being delivered", func() error {
+			waiting := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN information_schema.processlist p "+
+				"ON p.id = trx_mysql_thread_id WHERE p.db = DATABASE() AND trx_state = 'LOCK WAIT'")
+			if len(changed) == 0 && waiting == 0 {
+				return fmt.Errorf("it has not begun")
+			}
+			return nil
+		})
+		return nil
 	})
-	both.Wait()
+	require.NoError(t, err)
+	require.NoError(t, <-changed)
 	require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "nothing is on the way")
 }
 

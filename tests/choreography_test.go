@@ -223,24 +223,35 @@ func TestMessagesOfACancelledOrderEndTheSameInEveryOrder(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
 		c.addCourier(t, "small", 10_000)
+		paidFirst := choreograph(t, st, app.DispatchPolicy{AfterPayment: true}, 0, 0)
 		// Each set is told to one service, in every order, about an order of its own each time.
+		released := func(t *testing.T, id string) {
+			require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'released'", id))
+			require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "the room is given back")
+		}
 		for name, set := range map[string]struct {
-			queues []string
-			events func(f event.Order) []event.Event
-			end    func(t *testing.T, id string)
+			services *choreography
+			queues   []string
+			events   func(f event.Order) []event.Event
+			end      func(t *testing.T, id string)
 		}{
 			"dispatch": {
-				[]string{"dispatch.assign-courier", "dispatch.release-courier"},
+				c, []string{"dispatch.assign-courier", "dispatch.release-courier"},
 				func(f event.Order) []event.Event {
 					return []event.Event{event.OrderPlaced{Order: f}, event.OrderPlaced{Order: f}, cancelled(f), cancelled(f)}
 				},
-				func(t *testing.T, id string) {
-					require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'released'", id))
-					require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "the room is given back")
+				released,
+			},
+			"dispatch-when-paid": {
+				paidFirst, []string{"dispatch.assign-courier", "dispatch.assign-courier-when-paid", "dispatch.release-courier"},
+				func(f event.Order) []event.Event {
+					paid := event.PaymentSucceeded{Order: f, Reference: "r"}
+					return []event.Event{event.OrderPlaced{Order: f}, paid, paid, cancelled(f)}
 				},
+				released,
 			},
 			"payment": {
-				[]string{"payment.charge-order", "payment.refund-order"},
+				c, []string{"payment.charge-order", "payment.refund-order"},
 				func(f event.Order) []event.Event {
 					return []event.Event{event.OrderPlaced{Order: f}, event.OrderPlaced{Order: f}, cancelled(f), cancelled(f)}
 				},
@@ -250,7 +261,7 @@ func TestMessagesOfACancelledOrderEndTheSameInEveryOrder(t *testing.T) {
 				},
 			},
 			"points": {
-				[]string{"points.award-points", "points.revoke-points"},
+				c, []string{"points.award-points", "points.revoke-points"},
 				func(f event.Order) []event.Event {
 					paid, refunded := event.PaymentSucceeded{Order: f, Reference: "r"}, event.PaymentRefunded{Order: f, Reference: "r"}
 					return []event.Event{paid, paid, refunded, refunded}
@@ -261,7 +272,7 @@ func TestMessagesOfACancelledOrderEndTheSameInEveryOrder(t *testing.T) {
 				},
 			},
 			"order": {
-				[]string{"order.mark-dispatched", "order.cancel-undispatchable", "order.cancel-unpaid", "order.record-points"},
+				c, []string{"order.mark-dispatched", "order.cancel-undispatchable", "order.cancel-unpaid", "order.record-points"},
 				func(f event.Order) []event.Event {
 					_, err := c.orders.Place(context.Background(), app.PlaceOrder{ID: orderID(t, f.OrderID), Name: f.Name, Money: money(t, f.Amount)})
 					require.NoError(t, err)
@@ -282,7 +293,7 @@ func TestMessagesOfACancelledOrderEndTheSameInEveryOrder(t *testing.T) {
 					id := fmt.Sprintf("%s-%d", name, i)
 					events := set.events(facts(id, order.Placed, 1))
 					for _, at := range permutation {
-						c.settle(t, set.queues, announcementOf(t, events[at]))
+						set.services.settle(t, set.queues, announcementOf(t, events[at]))
 					}
 					set.end(t, id)
 				}

@@ -47,14 +47,14 @@ func (r dispatches) Update(ctx context.Context, id order.ID, change func(*dispat
 	if err != nil {
 		return err
 	}
-	return r.save(ctx, d, change)
-}
-
-// save saves what change makes of d, whose row is locked, if it reports true.
-func (r dispatches) save(ctx context.Context, d dispatch.Dispatch, change func(*dispatch.Dispatch) (bool, error)) error {
 	if changed, err := change(&d); err != nil || !changed {
 		return err
 	}
+	return r.save(ctx, d)
+}
+
+// save saves a dispatch whose row is locked.
+func (r dispatches) save(ctx context.Context, d dispatch.Dispatch) error {
 	_, err := r.q.ExecContext(ctx, "UPDATE platoon SET takeout_userId = ?, state = ?, name = ?, placed_at = ?, order_version = ?, "+
 		"assigned_at = ?, delivered_at = ?, released_at = ? WHERE orderId = ?",
 		nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.PlacedAt, d.Job.OrderVersion,
@@ -62,13 +62,17 @@ func (r dispatches) save(ctx context.Context, d dispatch.Dispatch, change func(*
 	return err
 }
 
-func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func(*dispatch.Dispatch) (bool, error)) error {
+func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func([]dispatch.Dispatch) (int, error)) error {
 	waiting, err := r.waiting(ctx, limit)
+	if err != nil || len(waiting) == 0 {
+		return err
+	}
+	changed, err := change(waiting)
 	if err != nil {
 		return err
 	}
-	for _, d := range waiting {
-		if err := r.save(ctx, d, change); err != nil {
+	for _, d := range waiting[:changed] {
+		if err := r.save(ctx, d); err != nil {
 			return err
 		}
 	}
@@ -188,8 +192,8 @@ func (r couriers) Update(ctx context.Context, id dispatch.CourierID, change func
 
 // Take reads who could be taken without a lock, begins with one of them by chance, and takes the first who still can
 // be: only that courier's row is locked, and only shared if there is no count to keep.
-func (r couriers) Take(ctx context.Context, overtaking bool) (dispatch.CourierID, error) {
-	candidates, err := r.candidates(ctx, overtaking)
+func (r couriers) Take(ctx context.Context) (dispatch.CourierID, error) {
+	candidates, err := r.candidates(ctx)
 	if err != nil {
 		return dispatch.CourierID{}, err
 	}
@@ -204,6 +208,59 @@ func (r couriers) Take(ctx context.Context, overtaking bool) (dispatch.CourierID
 		}
 	}
 	return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_courier", "no courier on duty has room for one more order")
+}
+
+// TakeMany locks in the order of the rows, so that two who do so at once do not end in a deadlock.
+func (r couriers) TakeMany(ctx context.Context, orders int) ([]dispatch.CourierID, error) {
+	if orders == 0 {
+		return nil, nil
+	}
+	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, name, on_duty, capacity, active FROM courier "+
+		"WHERE on_duty = 1 AND (capacity = 0 OR active < capacity) ORDER BY id"+r.db.ForUpdate)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var free []dispatch.Courier
+	for rows.Next() {
+		c, err := scanCourier(rows)
+		if err != nil {
+			return nil, err
+		}
+		free = append(free, c)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	taken := spread(free, orders)
+	count := map[dispatch.CourierID]int{}
+	for _, id := range taken {
+		count[id]++
+	}
+	for id, n := range count {
+		if err := r.Count(ctx, id, n); err != nil {
+			return nil, err
+		}
+	}
+	return taken, nil
+}
+
+// spread gives each of the couriers who has room an order, beginning with one of them by chance, until all are given.
+func spread(couriers []dispatch.Courier, orders int) []dispatch.CourierID {
+	var taken []dispatch.CourierID
+	rand.Shuffle(len(couriers), func(i, j int) { couriers[i], couriers[j] = couriers[j], couriers[i] })
+	for round := 0; len(taken) < orders; round++ {
+		before := len(taken)
+		for _, c := range couriers {
+			if len(taken) < orders && (c.Capacity() == 0 || c.Active()+round < c.Capacity()) {
+				taken = append(taken, c.ID())
+			}
+		}
+		if len(taken) == before {
+			break // nobody has room any more
+		}
+	}
+	return taken
 }
 
 // Count keeps a courier without a limit as they are until the transaction ends: whoever gives them one counts what is
@@ -234,12 +291,9 @@ type candidate struct {
 	limited bool
 }
 
-func (r couriers) candidates(ctx context.Context, overtaking bool) ([]candidate, error) {
-	query := "SELECT courier_id, capacity > 0 FROM courier WHERE on_duty = 1 AND (capacity = 0 OR active < capacity"
-	if !overtaking {
-		query += " AND NOT EXISTS (SELECT 1 FROM platoon WHERE state = 'waiting')"
-	}
-	rows, err := r.q.QueryContext(ctx, query+")")
+func (r couriers) candidates(ctx context.Context) ([]candidate, error) {
+	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, capacity > 0 FROM courier WHERE on_duty = 1 AND "+
+		"(capacity = 0 OR active < capacity AND NOT EXISTS (SELECT 1 FROM platoon WHERE state = 'waiting'))")
 	if err != nil {
 		return nil, err
 	}

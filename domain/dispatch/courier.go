@@ -98,9 +98,11 @@ type Roster interface {
 	// Take picks a courier who is on duty and has room, and counts one more order for them. That they are on
 	// duty and have room holds until the transaction ends; two transactions that take different couriers do not
 	// wait for each other, nor do two that take the same one whose capacity has no limit. Exhausted if there is
-	// nobody. Room that has a limit belongs to the orders that wait, if any do: only with overtaking it is taken for
-	// another one.
-	Take(ctx context.Context, overtaking bool) (CourierID, error)
+	// nobody. Room that has a limit belongs to the orders that wait, if any do, and is not taken for another one.
+	Take(ctx context.Context) (CourierID, error)
+	// TakeMany picks couriers for so many orders that wait, or for as many as there is room, and counts them. It
+	// spreads the orders evenly, and keeps everybody who has room as they are until the transaction ends.
+	TakeMany(ctx context.Context, orders int) ([]CourierID, error)
 	// Count adds the orders to what the courier carries, or takes them off if negative. A courier who is not on the
 	// roster, or has no limit, is not counted.
 	Count(ctx context.Context, id CourierID, orders int) error

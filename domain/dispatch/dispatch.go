@@ -140,9 +140,9 @@ type Repository interface {
 	// none.
 	Update(ctx context.Context, id order.ID, change func(*Dispatch) (bool, error)) error
 	// UpdateWaiting locks at most limit of the dispatches that wait, those of the oldest orders first, lets change
-	// modify each, and saves those for which change reports true. It leaves out what somebody else has locked, and
-	// stops at change's error.
-	UpdateWaiting(ctx context.Context, limit int, change func(*Dispatch) (bool, error)) error
+	// modify them in this order, and saves as many of the first as change returns. It leaves out what somebody else
+	// has locked, and does not call change if nothing is left.
+	UpdateWaiting(ctx context.Context, limit int, change func([]Dispatch) (int, error)) error
 	// Backlog returns what waits.
 	Backlog(ctx context.Context) (Backlog, error)
 }

@@ -1,0 +1,56 @@
+package payment_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"takeout/domain"
+	"takeout/domain/payment"
+)
+
+func bill(t *testing.T, amount, version int64, name string) payment.Bill {
+	t.Helper()
+	money, err := domain.NewMoney(amount, "CNY")
+	require.NoError(t, err)
+	return payment.Bill{Name: name, Money: money, OrderVersion: version}
+}
+
+func TestDecidedPaymentStaysDecided(t *testing.T) {
+	t.Parallel()
+	for _, state := range []payment.State{payment.Succeeded, payment.Refused, payment.Refunded, payment.Void} {
+		p := payment.Payment{State: state}
+		require.False(t, p.Succeed("r", time.Now()), "%s", state)
+		require.False(t, p.Refuse("no", time.Now()), "%s", state)
+		require.Equal(t, payment.Payment{State: state}, p)
+	}
+}
+
+func TestCancellingAPaymentLeavesNothingCharged(t *testing.T) {
+	t.Parallel()
+	for before, after := range map[payment.State]payment.State{
+		payment.Charging: payment.Void, payment.Succeeded: payment.Refunded,
+		payment.Refused: payment.Refused, payment.Refunded: payment.Refunded, payment.Void: payment.Void,
+	} {
+		p := payment.Payment{State: before}
+		require.Equal(t, before != after, p.Cancel(time.Now()), "%s", before)
+		require.Equal(t, after, p.State)
+	}
+}
+
+func TestNewerOrderCorrectsTheNameAndNeverTheAmount(t *testing.T) {
+	t.Parallel()
+	p := payment.Payment{Bill: bill(t, 100, 2, "tofu")}
+	for _, other := range []payment.Bill{bill(t, 101, 2, "tofu"), bill(t, 101, 3, "tofu"), bill(t, 100, 2, "rice"), bill(t, 100, 1, "rice")} {
+		_, err := p.Correct(other)
+		require.Equal(t, domain.Invalid, domain.KindOf(err), "%+v", other)
+	}
+	changed, err := p.Correct(bill(t, 100, 3, "tofu"))
+	require.NoError(t, err)
+	require.False(t, changed, "nothing is different")
+	changed, err = p.Correct(bill(t, 100, 3, "rice"))
+	require.NoError(t, err)
+	require.True(t, changed)
+	require.Equal(t, "rice", p.Bill.Name)
+}
