@@ -189,7 +189,7 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 			if d.person {
 				continue
 			}
-			o, dispatch := s.get(t, id), s.dispatchOf(t, id)
+			o, dispatch := s.get(t, id), s.dispatchRecord(t, id)
 			require.Equal(t, d.becomes, o.Status, d.name)
 			require.Equal(t, o.Name, dispatch.Name, d.name)
 			require.Equal(t, o.Amount, dispatch.Amount, d.name)
@@ -212,7 +212,7 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 	})
 }
 
-func (s *system) dispatchOf(t testing.TB, id string) httpapi.DispatchBody {
+func (s *system) dispatchRecord(t testing.TB, id string) httpapi.DispatchBody {
 	t.Helper()
 	a := mustGet(t, s.dispatchAPI+"/v1/dispatches/"+id)
 	require.Equal(t, http.StatusOK, a.status, "%s", a)
@@ -276,7 +276,7 @@ func TestWhatWasComparedCostsNothingUntilItIsChanged(t *testing.T) {
 		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
 		s.reconcile(t, `{}`)
 		s.awaitReconciled(t)
-		require.Equal(t, "y", s.dispatchOf(t, id).Name)
+		require.Equal(t, "y", s.dispatchRecord(t, id).Name)
 	})
 }
 
@@ -478,7 +478,7 @@ func TestRepairThatDoesNotLastIsLeftToAPerson(t *testing.T) {
 		alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", id)
 		require.Equal(t, 1, s.reconcile(t, `{"repair":true}`).Repaired)
 		eventually(t, "it is repaired", func() error {
-			if name := s.dispatchOf(t, id).Name; name != "x" {
+			if name := s.dispatchRecord(t, id).Name; name != "x" {
 				return errors.New(name)
 			}
 			return nil
