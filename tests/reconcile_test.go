@@ -33,7 +33,7 @@ func reconciled(t testing.TB, st stack, change ...func(*service.Config)) *system
 	return s
 }
 
-// run runs the reconciliation with that request, and returns its report.
+// reconcile runs the reconciliation with that request, and returns its report.
 func (s *system) reconcile(t testing.TB, request string) app.Report {
 	t.Helper()
 	a := mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", request)
@@ -195,7 +195,7 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 			require.Equal(t, o.Amount, dispatch.Amount, d.name)
 			require.True(t, o.PlacedAt.Equal(dispatch.PlacedAt), d.name)
 			if o.Status == "dispatched" || o.Status == "delivered" {
-				require.Equal(t, o.Dispatch.CourierID, dispatch.CourierID, d.name)
+				require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND takeout_userId = ?", id, o.Dispatch.CourierID), d.name)
 			}
 			require.Positive(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id)+
 				s.dispatchRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id), "%s: the repair is recorded", d.name)
