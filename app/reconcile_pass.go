@@ -114,7 +114,7 @@ func (p *pass) compare(ctx context.Context, c *comparison) error {
 	}
 	p.report.To = c.to
 	for _, minute := range p.changed(c) {
-		if stopped, err := p.compareRange(ctx, c, at(minute), at(minute+1)); err != nil || stopped >= 0 {
+		if stopped, err := p.compareRange(ctx, c, startOf(minute), startOf(minute+1)); err != nil || stopped >= 0 {
 			c.mark.Minute = minuteOf(c.from)
 			return err
 		}
@@ -142,14 +142,14 @@ func (p *pass) compare(ctx context.Context, c *comparison) error {
 
 // due decides what is compared whether it was changed or not, and prepares the mark for what follows it.
 func (p *pass) due(ctx context.Context, c *comparison) error {
-	c.from, c.to, c.floor = at(0), p.now.Add(-p.policy.Grace), at(0)
+	c.from, c.to, c.floor = startOf(0), p.now.Add(-p.policy.Grace), startOf(0)
 	if c.pair != OrderDispatch {
 		// An installation that did not take payments before must not charge what was ordered then.
 		created, err := p.books[c.effect].Created(ctx)
 		if err != nil {
 			return err
 		}
-		c.floor = at(minuteOf(created))
+		c.floor = startOf(minuteOf(created))
 	}
 	if p.request.ranged() {
 		c.from = latest(c.floor, latest(c.from, p.request.From.UTC()))
@@ -172,7 +172,7 @@ func (p *pass) due(ctx context.Context, c *comparison) error {
 		trusted = trusted && watched
 	}
 	if trusted && marks[0] == marks[1] {
-		c.from = at(marks[0].Minute)
+		c.from = startOf(marks[0].Minute)
 	}
 	c.from = latest(c.from, c.floor)
 	c.mark = Mark{Minute: minuteOf(p.now.Add(-max(p.policy.Grace, settleTime))), Pass: max(marks[0].Pass, marks[1].Pass) + 1}
@@ -220,7 +220,7 @@ func (p *pass) compareRange(ctx context.Context, c *comparison, from, to time.Ti
 		if cause == effect {
 			continue
 		}
-		if err := p.compareLines(ctx, c, latest(from, at(minute)), earliest(to, at(minute+1))); err != nil {
+		if err := p.compareLines(ctx, c, latest(from, startOf(minute)), earliest(to, startOf(minute+1))); err != nil {
 			return -1, err
 		}
 	}
@@ -280,7 +280,7 @@ func (p *pass) compareLines(ctx context.Context, c *comparison, from, to time.Ti
 	return nil
 }
 
-func at(minute int64) time.Time { return time.Unix(minute*60, 0).UTC() }
+func startOf(minute int64) time.Time { return time.Unix(minute*60, 0).UTC() }
 
 func minuteOf(t time.Time) int64 { return t.Unix() / 60 }
 

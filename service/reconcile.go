@@ -122,7 +122,7 @@ func (s *Service) reconcileOnce(ctx context.Context, q app.ReconcileRequest) (ap
 	case len(report.Totals) > 0:
 		logger.Warn("the services differ")
 	default:
-		logger.Info("the services agree")
+		logger.Debug("the services agree")
 	}
 	return report, err
 }

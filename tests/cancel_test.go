@@ -329,7 +329,7 @@ func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 	require.NoError(t, c.dispatches.Assign(context.Background(), facts("o1", order.Placed, 1)))
 	zhao, err := dispatch.ParseCourierID("zhao")
 	require.NoError(t, err)
-	store, err := sqlstore.OpenDispatches(st.dispatch, slog.New(slog.DiscardHandler))
+	store, err := sqlstore.OpenDispatches(st.dispatch, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = store.Close() })
 
