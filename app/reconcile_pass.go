@@ -207,10 +207,9 @@ func (p *pass) compareRange(ctx context.Context, c *comparison, from, to time.Ti
 	if err != nil {
 		return -1, err
 	}
-	for minute := range effects {
-		causes[minute] = causes[minute] // so that it has the minutes of both
-	}
-	for _, minute := range slices.Sorted(maps.Keys(causes)) {
+	minutes := slices.Concat(slices.Collect(maps.Keys(causes)), slices.Collect(maps.Keys(effects)))
+	slices.Sort(minutes)
+	for _, minute := range slices.Compact(minutes) {
 		cause, effect := causes[minute], effects[minute]
 		if cause != effect && len(p.known)+len(c.suspects) >= maxUnresolved {
 			c.stopped = true

@@ -93,7 +93,7 @@ func (s *Service) reconcile() error {
 				_ = r.Resign(ctx) // or the lease ends by itself
 				return nil
 			case <-timer.C:
-				s.reconcileOnce(r.ctx, app.ReconcileRequest{Repair: s.cfg.ReconcileRepair, Background: true})
+				_, _ = s.reconcileOnce(r.ctx, app.ReconcileRequest{Repair: s.cfg.ReconcileRepair, Background: true}) // the log has what came out
 			}
 		}
 	})

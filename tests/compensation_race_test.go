@@ -198,7 +198,7 @@ func (r *race) heardDuring(fail bool) (event.OrderPlaced, error) {
 		return placed, err
 	}
 	if (err != nil) != fail {
-		return placed, fmt.Errorf("placing ended with %v", err)
+		return placed, fmt.Errorf("placing ended with %w", err)
 	}
 	return placed, compensated
 }
@@ -317,7 +317,7 @@ func (r *race) reject() (finish, error) {
 		cmd.Name = strings.Repeat("x", 31)
 		_, err := r.orders.Place(context.Background(), cmd)
 		if domain.KindOf(err) != domain.Invalid {
-			return finish{}, fmt.Errorf("a name that is too long: %v", err)
+			return finish{}, fmt.Errorf("a name that is too long: %w", err)
 		}
 		return finish{}, nil
 	}
@@ -337,10 +337,10 @@ func (r *race) reject() (finish, error) {
 	}, false)
 	others.Wait()
 	if err == nil && domain.KindOf(refused) != domain.Conflict {
-		err = fmt.Errorf("the second request ended with %v", refused)
+		err = fmt.Errorf("the second request ended with %w", refused)
 	}
 	if err == nil && domain.KindOf(contradicted) != domain.Invalid {
-		err = fmt.Errorf("an event with another amount ended with %v", contradicted)
+		err = fmt.Errorf("an event with another amount ended with %w", contradicted)
 	}
 	if err == nil {
 		err = compensated

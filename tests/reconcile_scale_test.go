@@ -138,12 +138,12 @@ func TestDriftAmongManyOrdersIsFoundAndNothingElseWhileOrdersFlow(t *testing.T) 
 		for _, f := range found.Findings {
 			got[f.OrderID] = f.Class
 		}
-		right, false_ := map[string]int{}, 0
+		right, wrong := map[string]int{}, 0
 		for id, class := range got {
 			if want[id] == class {
 				right[class]++
 			} else {
-				false_++
+				wrong++
 			}
 		}
 		t.Logf("%d orders: first run %s (%d rows), second run %s (%d rows, %.2f %% of the time)", n, took(first), first.Compared.Rows,
@@ -155,7 +155,7 @@ func TestDriftAmongManyOrdersIsFoundAndNothingElseWhileOrdersFlow(t *testing.T) 
 		for _, class := range slices.Sorted(maps.Keys(expected)) {
 			t.Logf("%-22s %4d of %4d found", class, right[class], expected[class])
 		}
-		t.Logf("false findings: %d; finding them took %s", false_, took(found))
+		t.Logf("false findings: %d; finding them took %s", wrong, took(found))
 		require.Equal(t, want, got)
 		if n >= 1_000_000 {
 			require.Less(t, took(second).Seconds(), took(first).Seconds()/100)
