@@ -74,7 +74,8 @@ func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
 		}
 	}
 	if o.Snapshot().Status.String() != e.Status {
-		return nil, domain.Errorf(domain.Invalid, "event_contradictory", "the event says that order %s is in another status than follows from its dispatch", e.OrderID)
+		return nil, domain.Errorf(domain.Invalid, "event_contradictory",
+			"the event says that order %s is in another status than follows from its dispatch", e.OrderID)
 	}
 	o.CatchUp(e.Version)
 	return o, nil

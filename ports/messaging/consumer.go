@@ -128,8 +128,8 @@ type consumer struct {
 	logger   *slog.Logger
 }
 
-// handler decodes a message and, if it is accepted, calls the use case with what it says. That a message takes effect once is the
-// use case's transaction's doing: the context tells it which delivery it is.
+// handler decodes a message and, if it is accepted, calls the use case with what it says. That a message takes effect
+// once is the use case's transaction's doing: the context tells it which delivery it is.
 func handler[E event.Event](useCase func(context.Context, E) error) func(*message.Message, string, Acceptance) error {
 	return func(msg *message.Message, queue string, accept Acceptance) error {
 		if err := accept.signed(msg); err != nil {
