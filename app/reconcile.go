@@ -196,6 +196,7 @@ type Compared struct {
 const (
 	runLease      = time.Minute // is renewed while a run lasts
 	chunkRows     = 50_000      // of one statement: it ends well before the driver gives up
+	neighbours    = 60          // minutes that are compared in one statement because all of them were changed
 	batch         = 500         // orders that are looked at in one statement
 	maxUnresolved = 20_000      // findings; more are not looked for before these are repaired
 	maxDirty      = 100_000

@@ -113,8 +113,8 @@ func (p *pass) compare(ctx context.Context, c *comparison) error {
 		p.report.From = c.from
 	}
 	p.report.To = c.to
-	for _, minute := range p.changed(c) {
-		if stopped, err := p.compareRange(ctx, c, startOf(minute), startOf(minute+1)); err != nil || stopped >= 0 {
+	for _, minutes := range p.changed(c) {
+		if stopped, err := p.compareRange(ctx, c, startOf(minutes[0]), startOf(minutes[1])); err != nil || stopped >= 0 {
 			c.mark.Minute = minuteOf(c.from)
 			return err
 		}
@@ -179,8 +179,9 @@ func (p *pass) due(ctx context.Context, c *comparison) error {
 	return nil
 }
 
-// changed returns the minutes that were changed after they had been compared.
-func (p *pass) changed(c *comparison) []int64 {
+// changed returns the minutes that were changed after they had been compared, neighbours together: the first of them and
+// the one after the last.
+func (p *pass) changed(c *comparison) [][2]int64 {
 	var minutes []int64
 	for _, notes := range p.dirty {
 		for _, n := range notes {
@@ -190,7 +191,15 @@ func (p *pass) changed(c *comparison) []int64 {
 		}
 	}
 	slices.Sort(minutes)
-	return slices.Compact(minutes)
+	var spans [][2]int64
+	for _, minute := range slices.Compact(minutes) {
+		if last := len(spans) - 1; last >= 0 && spans[last][1] == minute && minute-spans[last][0] < neighbours {
+			spans[last][1]++
+			continue
+		}
+		spans = append(spans, [2]int64{minute, minute + 1})
+	}
+	return spans
 }
 
 // compareRange compares digests, and lines where those differ. It returns the minute before which it stopped because

@@ -25,7 +25,10 @@ import (
 // another number, such as a million, which takes minutes.
 func scale(t testing.TB) int {
 	text := os.Getenv("TAKEOUT_TEST_RECONCILE_ORDERS")
-	if text == "" {
+	switch {
+	case text == "" && raceEnabled:
+		return 5_000
+	case text == "":
 		return 50_000
 	}
 	n, err := strconv.Atoi(text)
@@ -120,7 +123,8 @@ func TestDriftAmongManyOrdersIsFoundAndNothingElseWhileOrdersFlow(t *testing.T) 
 		require.GreaterOrEqual(t, first.Compared.Orders, int64(n))
 		second := s.reconcileLong(t, `{}`)
 		require.Empty(t, second.Findings)
-		require.Less(t, second.Compared.Rows, first.Compared.Rows/100, "%+v", second.Compared)
+		flowed := s.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE name = 'x'")
+		require.LessOrEqual(t, second.Compared.Orders, int64(flowed), "none of the old ones is compared again")
 
 		want, persons := map[string]string{}, 0
 		for i, at := range rand.Perm(n)[:10*driftsEach] {
