@@ -437,7 +437,7 @@ func TestOrderMarkedDispatchedByALostCommitIsMarkedOnce(t *testing.T) {
 			o := s.awaitDispatched(t, id)
 			require.EqualValues(t, 2, o.Version)
 			eventually(t, "the event is settled", func() error {
-				if n := s.orderRows(t, "SELECT COUNT(*) FROM inbox"); n != 1 {
+				if n := s.orderRows(t, "SELECT COUNT(*) FROM inbox WHERE consumer = 'order.mark-dispatched'"); n != 1 {
 					return fmt.Errorf("%d events were handled", n)
 				}
 				return nil
