@@ -25,12 +25,9 @@ func (s *Service) assignWaiting() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stopWaiting = cancel
 	s.run("the assignment of waiting orders", func() error {
-		for failing := false; ; {
+		for failing := false; ctx.Err() == nil; {
 			more, err := s.useCases.Dispatches.AssignWaiting(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err != nil && !failing {
+			if err != nil && ctx.Err() == nil && !failing {
 				s.logger.Warn("orders that wait cannot be given to couriers now; this is tried again", "error", err)
 			}
 			failing = err != nil
@@ -39,11 +36,11 @@ func (s *Service) assignWaiting() error {
 			}
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-s.useCases.Dispatches.Room():
 			case <-time.After(waitingEvery):
 			}
 		}
+		return nil
 	})
 	return nil
 }

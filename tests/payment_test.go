@@ -88,7 +88,7 @@ func TestPaidOrderEarnsPointsAndACancelledOneGivesThemBack(t *testing.T) {
 		s.booksAgree(t)
 		s.noFailures(t)
 		require.Zero(t, count(t, s.payment, "SELECT COUNT(*) FROM failure"))
-		require.Zero(t, count(t, s.stack.points, "SELECT COUNT(*) FROM failure"))
+		require.Zero(t, count(t, s.points, "SELECT COUNT(*) FROM failure"))
 	})
 }
 

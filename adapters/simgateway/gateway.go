@@ -9,7 +9,6 @@ import (
 	"embed"
 	"encoding/binary"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -19,17 +18,11 @@ import (
 	"takeout/domain/payment"
 )
 
-//go:embed migrations
+//go:embed mysql sqlite
 var migrations embed.FS
 
 // Schema is the table of the gateway's books.
-func Schema() sqldb.Schema {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		panic(err) // the name is not a path
-	}
-	return sqldb.Schema{Name: "gateway", Files: files}
-}
+func Schema() sqldb.Schema { return sqldb.Schema{Name: "gateway", Files: migrations} }
 
 // Gateway implements app.Gateway.
 type Gateway struct {
