@@ -23,12 +23,9 @@ func (s *Service) assignWaiting() error {
 		return nil
 	}
 	s.alongside(func(ctx context.Context) {
-		for failing := false; ; {
+		for failing := false; ctx.Err() == nil; {
 			more, err := s.useCases.Dispatches.AssignWaiting(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			if err != nil && !failing {
+			if err != nil && ctx.Err() == nil && !failing {
 				s.logger.Warn("orders that wait cannot be given to couriers now; this is tried again", "error", err)
 			}
 			failing = err != nil
@@ -37,7 +34,6 @@ func (s *Service) assignWaiting() error {
 			}
 			select {
 			case <-ctx.Done():
-				return
 			case <-s.useCases.Dispatches.Room():
 			case <-time.After(waitingEvery):
 			}

@@ -263,27 +263,23 @@ func spread(couriers []dispatch.Courier, orders int) []dispatch.CourierID {
 	return taken
 }
 
-// Count keeps a courier without a limit as they are until the transaction ends: whoever gives them one counts what is
-// committed, and would miss what is done here.
+// Count keeps a courier without a limit as they are until the transaction ends, and no more than that: whoever gives them
+// a limit counts what is committed, and would miss what is done here.
 func (r couriers) Count(ctx context.Context, id dispatch.CourierID, orders int) error {
-	for {
-		result, err := r.q.ExecContext(ctx, "UPDATE courier SET active = CASE WHEN active + ? < 0 THEN 0 ELSE active + ? END "+
-			"WHERE courier_id = ? AND capacity > 0", orders, orders, id.String())
-		if err != nil {
-			return err
-		}
-		if n, err := result.RowsAffected(); err != nil || n == 1 {
-			return err
-		}
-		var limited bool
+	var limited bool
+	err := r.q.QueryRowContext(ctx, "SELECT capacity > 0 FROM courier WHERE courier_id = ?", id.String()).Scan(&limited)
+	if err == nil && !limited {
 		err = r.q.QueryRowContext(ctx, "SELECT capacity > 0 FROM courier WHERE courier_id = ?"+r.db.ForShare, id.String()).Scan(&limited)
-		if errors.Is(err, sql.ErrNoRows) || err == nil && !limited {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
 	}
+	if errors.Is(err, sql.ErrNoRows) || err == nil && !limited {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = r.q.ExecContext(ctx, "UPDATE courier SET active = CASE WHEN active + ? < 0 THEN 0 ELSE active + ? END "+
+		"WHERE courier_id = ? AND capacity > 0", orders, orders, id.String())
+	return err
 }
 
 type candidate struct {

@@ -22,8 +22,7 @@ const (
 // errStopping ends waiting for a better time when the consumer stops.
 var errStopping = errors.New("the consumer is stopping")
 
-// classify is the one place that decides what an error says about a message. "No courier on duty" waits as a
-// database does that is away: every order behind it needs a courier too.
+// classify is the one place that decides what an error says about a message.
 func classify(err error) class {
 	switch {
 	case err == nil:
