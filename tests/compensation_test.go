@@ -95,6 +95,7 @@ func TestOrdersThatWereAnnouncedAndRolledBackAreMadeAgain(t *testing.T) {
 		s := startWith(t, st, func(cfg *service.Config) {
 			cfg.Publish, cfg.FailAfterPublish, cfg.EventKey = "before-commit", 0.3, "a key of sixteen bytes or more"
 			cfg.RetryDelays = []time.Duration{time.Second, 5 * time.Second, time.Minute}
+			cfg.ReconcileEvery, cfg.ReconcileGrace = 0, time.Second
 		})
 		const orders = 1000
 		var lost atomic.Int64
@@ -103,13 +104,17 @@ func TestOrdersThatWereAnnouncedAndRolledBackAreMadeAgain(t *testing.T) {
 		for range 8 {
 			clients.Go(func() {
 				for i := next.Add(1); i <= orders; i = next.Add(1) {
-					a, err := send(http.MethodPost, s.api+"/v1/orders", fmt.Sprintf(`{"order_id":"o-%d","name":"order %d","amount":%d}`, i, i, i))
+					body := fmt.Sprintf(`{"order_id":"o-%d","name":"order %d","amount":%d}`, i, i, i)
+					a, err := send(http.MethodPost, s.api+"/v1/orders", body)
+					for tries := 1; err == nil && a.status == http.StatusServiceUnavailable && !contains(a.body, `"rolled_back_on_purpose"`) && tries < 10; tries++ {
+						a, err = send(http.MethodPost, s.api+"/v1/orders", body) // a machine that is too slow, as a client takes it
+					}
 					switch {
 					case err != nil:
 						t.Errorf("order %d: %v", i, err)
-					case a.status == http.StatusServiceUnavailable && contains(a.body, `"rolled_back_on_purpose"`) && contains(a.body, fmt.Sprintf(`"order_id":"o-%d"`, i)):
+					case contains(a.body, `"rolled_back_on_purpose"`) && contains(a.body, fmt.Sprintf(`"order_id":"o-%d"`, i)):
 						lost.Add(1)
-					case a.status != http.StatusCreated:
+					case a.status != http.StatusCreated && a.status != http.StatusOK:
 						t.Errorf("order %d: %s", i, a)
 					}
 				}
@@ -128,6 +133,13 @@ func TestOrdersThatWereAnnouncedAndRolledBackAreMadeAgain(t *testing.T) {
 		var state httpapi.CompensationBody
 		require.NoError(t, json.Unmarshal(mustGet(t, s.api+"/v1/compensation").body, &state))
 		require.False(t, state.Stopped, "%+v", state)
+		eventually(t, "all services agree", func() error {
+			report := s.reconcile(t, `{"repair":false,"full":true}`)
+			if !report.Consistent || report.InFlight > 0 || report.Compared.Orders < orders {
+				return fmt.Errorf("%+v", report)
+			}
+			return nil
+		})
 	})
 }
 
@@ -260,6 +272,14 @@ func TestWithAKeyOnlySignedEventsAreActedOn(t *testing.T) {
 		require.Equal(t, 3, s.orderRows(t, "SELECT COUNT(*) FROM order_info"))
 		require.Equal(t, 3, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon"))
 		require.Equal(t, 2, s.orderRows(t, recreatedRows))
+
+		// What a person edits is signed.
+		f := s.awaitFailures(t, 1, "?handler=dispatch.assign-courier&order_id=o-unsigned")[0]
+		event := s.showFailure(t, f.ID).Payload
+		body, err := json.Marshal(map[string]string{"payload": event, "reason": "from the old program; the order is right"})
+		require.NoError(t, err)
+		decoded[httpapi.FailureBody](t, mustSend(t, http.MethodPost, s.api+"/v1/failures/"+f.ID+"/edit", string(body)), http.StatusOK)
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-unsigned'")
 	})
 }
 
