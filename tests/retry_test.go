@@ -83,6 +83,9 @@ func TestMessageThatComesTooEarlyWaitsAndIsHandledOnce(t *testing.T) {
 		s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM inbox WHERE consumer = 'order.mark-dispatched' AND event_id = ?", id)
 		s.awaitOrderRows(t, 0, "SELECT COUNT(*) FROM retry")
 		s.noFailures(t)
+		timeline := mustGet(t, s.api+"/v1/orders/o-early/timeline")
+		require.Contains(t, string(timeline.body), `"step":"attempt_failed"`)
+		require.Contains(t, string(timeline.body), "order.mark-dispatched: message "+id+" failed, and is tried again in 200ms")
 	})
 }
 
