@@ -129,6 +129,7 @@ var drifts = []drift{
 	{name: "courier unheard of", table: orderTable, change: "UPDATE order_info SET status = 'placed' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
 	{name: "delivery unheard of", table: dispatchTable, change: "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "delivered"},
 	{name: "cancel unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
+	{name: "cancel and name unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at, name = 'x' WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
 	{name: "cancel lost", table: dispatchTable, change: "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "cancelled"},
 	{name: "amount at the order", table: orderTable, change: "UPDATE order_info SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
 	{name: "amount at the dispatch", table: dispatchTable, change: "UPDATE platoon SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
@@ -304,6 +305,8 @@ func TestOrdersThatARestoredDatabaseLacksAreMadeAgain(t *testing.T) {
 		alter(t, s.order, "UPDATE order_info SET status = 'delivered', delivered_at = assigned_at WHERE orderId = ?", kept)
 		require.True(t, s.reconcile(t, `{}`).Consistent)
 
+		alter(t, s.dispatch, "UPDATE platoon SET order_version = 7 WHERE orderId <> ?", kept) // as after several corrections
+
 		// The order database as it was when the copy was made.
 		for id := range lost {
 			alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", id)
@@ -316,6 +319,9 @@ func TestOrdersThatARestoredDatabaseLacksAreMadeAgain(t *testing.T) {
 		lost[kept] = "delivered"
 		for id, status := range lost {
 			require.Equal(t, status, s.get(t, id).Status)
+			if id != kept {
+				require.GreaterOrEqual(t, s.get(t, id).Version, int64(7), "it does not fall behind what was announced of it")
+			}
 		}
 		require.Equal(t, 3, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE step = 'recreated'"))
 	})
