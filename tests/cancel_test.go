@@ -19,6 +19,7 @@ import (
 	"takeout/app"
 	"takeout/domain"
 	"takeout/domain/dispatch"
+	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/ports/httpapi"
 )
@@ -389,4 +390,25 @@ func TestDispatchesAndCouriersAreHandledOnTheCommandLine(t *testing.T) {
 	late := run(t, at, "order", "cancel", id)
 	require.Equal(t, 1, late.code)
 	require.Contains(t, late.stderr, "is delivered and can not be cancelled")
+}
+
+func TestDeliveryOfACancelledOrderIsRecordedAndTheOrderStaysCancelled(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		id := s.place(t, "x", 100)
+		s.awaitDispatched(t, id)
+		s.cancel(t, id)
+		s.awaitStatus(t, id, "cancelled")
+		eventID := newEventID()
+		body, err := event.Encode(eventID, time.Now(), event.DispatchDelivered{OrderID: id, CourierID: "zhao", AssignedAt: time.Now(), DeliveredAt: time.Now(), Version: 1})
+		require.NoError(t, err)
+		require.NoError(t, s.publisher(t).Publish("dispatch.delivered", message.NewMessage(eventID, body)))
+		eventually(t, "the delivery is recorded", func() error {
+			if n := s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ? AND step = 'delivered_after_cancel'", id); n != 1 {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+		require.Equal(t, "cancelled", s.get(t, id).Status)
+		s.noFailures(t)
+	})
 }

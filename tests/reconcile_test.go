@@ -112,6 +112,7 @@ type drift struct {
 	table   func(*system) string // database URL
 	change  string               // takes the order's id
 	class   string
+	ended   bool   // the order was cancelled before
 	person  bool   // nobody else may repair it
 	becomes string // the order's status after the repair
 }
@@ -130,6 +131,7 @@ var drifts = []drift{
 	{name: "delivery unheard of", table: dispatchTable, change: "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "delivered"},
 	{name: "cancel unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
 	{name: "cancel and name unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at, name = 'x' WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
+	{name: "name at the end", table: dispatchTable, ended: true, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "cancelled"},
 	{name: "cancel lost", table: dispatchTable, change: "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "cancelled"},
 	{name: "amount at the order", table: orderTable, change: "UPDATE order_info SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
 	{name: "amount at the dispatch", table: dispatchTable, change: "UPDATE platoon SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
@@ -143,6 +145,10 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 		ids := map[string]string{}
 		for _, d := range drifts {
 			ids[d.name] = s.old(t, d.name)
+			if d.ended {
+				alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", ids[d.name])
+				alter(t, s.dispatch, "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", ids[d.name])
+			}
 		}
 		// The dispatch service has come past all of them.
 		s.awaitDispatched(t, s.place(t, "later", 100))
