@@ -65,7 +65,7 @@ func reportRows(r app.Report) [][]string {
 	case len(r.Errors) > 0:
 		verdict = "it cannot be told whether the services agree"
 	}
-	return append(rows, []string{}, []string{fmt.Sprintf("%s: %d orders, %d of %d minutes equal, %d in flight, %d repaired, %d waiting, %d for a person; %s",
-		verdict, r.Compared.Orders, r.Compared.Equal, r.Compared.Buckets, r.InFlight, r.Repaired, r.Waiting, r.Person,
+	return append(rows, []string{}, []string{fmt.Sprintf("%s, for orders placed until %s: %d orders compared, %d of %d minutes equal, %d in flight, %d repaired, %d waiting, %d for a person; %s",
+		verdict, r.To.Format(time.RFC3339), r.Compared.Orders, r.Compared.Equal, r.Compared.Buckets, r.InFlight, r.Repaired, r.Waiting, r.Person,
 		r.FinishedAt.Sub(r.StartedAt).Round(time.Millisecond))})
 }
