@@ -38,8 +38,25 @@ func scale(t testing.TB) int {
 
 const (
 	perMinute  = 500
-	driftsEach = 100 // of each of the first ten kinds
+	driftsEach = 100 // of nine kinds that are repaired, and as many amounts
 )
+
+// kindOf returns the kind of the i-th change among many.
+func kindOf(i int) drift {
+	var repaired, amounts []drift
+	for _, d := range drifts {
+		switch {
+		case d.class == app.AmountMismatch:
+			amounts = append(amounts, d)
+		case !d.person && !d.ended:
+			repaired = append(repaired, d)
+		}
+	}
+	if kind := i / driftsEach; kind < 9 {
+		return repaired[kind]
+	}
+	return amounts[i%len(amounts)]
+}
 
 // fill inserts orders with their dispatches, those of a minute after those of the other.
 func (s *system) fill(t testing.TB, n int) {
@@ -128,9 +145,8 @@ func TestDriftAmongManyOrdersIsFoundAndNothingElseWhileOrdersFlow(t *testing.T) 
 
 		want, persons := map[string]string{}, 0
 		for i, at := range rand.Perm(n)[:10*driftsEach] {
-			d := drifts[i/driftsEach]
-			if i/driftsEach == 9 { // amounts too
-				d = drifts[10+i%2]
+			d := kindOf(i)
+			if d.person {
 				persons++
 			}
 			id := fmt.Sprintf("old-%07d", at)
