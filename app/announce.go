@@ -37,15 +37,13 @@ func (s *Dispatches) Announce(ctx context.Context, id order.ID, why string) erro
 func dispatchEvent(d dispatch.Dispatch) (event.Event, error) {
 	switch d.State {
 	case dispatch.Assigned:
-		return event.DispatchAssigned{
-			OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt,
-			Version: d.Job.OrderVersion, Correction: true,
-		}, nil
+		e := assignedEvent(d)
+		e.Correction = true
+		return e, nil
 	case dispatch.Delivered:
-		return event.DispatchDelivered{
-			OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt,
-			DeliveredAt: d.DeliveredAt, Version: d.Job.OrderVersion, Correction: true,
-		}, nil
+		e := deliveredEvent(d)
+		e.Correction = true
+		return e, nil
 	}
 	return nil, domain.Errorf(domain.Conflict, "nothing_to_announce", "the dispatch of order %s is %s", d.Job.OrderID, d.State)
 }
@@ -67,10 +65,10 @@ func (s *Payments) Announce(ctx context.Context, id order.ID, why string) error 
 }
 
 func paymentEvent(p payment.Payment) (event.Event, error) {
-	bill := event.Order{
-		OrderID: p.Bill.OrderID.String(), Name: p.Bill.Name, Amount: p.Bill.Money.Amount(), Currency: p.Bill.Money.Currency(),
-		Status: order.Placed.String(), Version: p.Bill.OrderVersion, PlacedAt: p.Bill.PlacedAt,
-	}
+	b := p.Bill
+	bill := facts(order.Snapshot{
+		ID: b.OrderID, Name: b.Name, Money: b.Money, PlacedAt: b.PlacedAt, Status: order.Placed, Version: b.OrderVersion,
+	})
 	switch p.State {
 	case payment.Succeeded:
 		return event.PaymentSucceeded{Order: bill, Reference: p.Reference, PaidAt: p.DecidedAt}, nil

@@ -204,8 +204,8 @@ func (s *Compensation) State() CompensationState { return s.breaker.state() }
 
 // Resume lets the compensation go on for a person who has made sure that the orders are really missing, until the storm
 // is over: it can stop again when a minute has passed in which it would not have. It does nothing if the compensation is
-// not stopped. The reason is one that people can
-// read, of 1 to order.MaxReason code points; otherwise the error is Invalid.
+// not stopped. The reason is one that people can read, of 1 to order.MaxReason code points; otherwise the error is
+// Invalid.
 func (s *Compensation) Resume(reason string) error {
 	if err := domain.CheckName("reason", reason, order.MaxReason); err != nil {
 		return err

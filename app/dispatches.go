@@ -94,6 +94,13 @@ func assignedEvent(d dispatch.Dispatch) event.DispatchAssigned {
 	}
 }
 
+func deliveredEvent(d dispatch.Dispatch) event.DispatchDelivered {
+	return event.DispatchDelivered{
+		OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt,
+		DeliveredAt: d.DeliveredAt, Version: d.Job.OrderVersion,
+	}
+}
+
 // waitingBatch is how many waiting orders one transaction decides about: their rows and the couriers are locked until its
 // end.
 const waitingBatch = 50
@@ -188,10 +195,9 @@ func jobOf(e event.Order) (dispatch.Job, error) {
 
 // orderOf is jobOf the other way round. Whoever has a job has heard of an order that was not dispatched.
 func orderOf(j dispatch.Job) event.Order {
-	return event.Order{
-		OrderID: j.OrderID.String(), Name: j.Name, Amount: j.Money.Amount(), Currency: j.Money.Currency(),
-		Status: order.Placed.String(), Version: j.OrderVersion, PlacedAt: j.PlacedAt,
-	}
+	return facts(order.Snapshot{
+		ID: j.OrderID, Name: j.Name, Money: j.Money, PlacedAt: j.PlacedAt, Status: order.Placed, Version: j.OrderVersion,
+	})
 }
 
 // dispatchedBefore tells an announcement that is repeated under a new event id, ErrDuplicate, from one that contradicts
@@ -277,10 +283,7 @@ func (s *Dispatches) MarkDelivered(ctx context.Context, id order.ID) (dispatch.D
 		if err := tx.Couriers.Count(ctx, delivered.CourierID, -1); err != nil {
 			return err
 		}
-		return tx.Outbox.Publish(ctx, event.DispatchDelivered{
-			OrderID: id.String(), CourierID: delivered.CourierID.String(), AssignedAt: delivered.AssignedAt,
-			DeliveredAt: delivered.DeliveredAt, Version: delivered.Job.OrderVersion,
-		})
+		return tx.Outbox.Publish(ctx, deliveredEvent(delivered))
 	})
 	s.roomMade(err)
 	return delivered, err

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"strings"
 	"time"
@@ -359,18 +360,27 @@ func (s *server) groupFailures(ctx context.Context, in *groupFailuresInput) (*fa
 	return &failureGroups{FailureGroupsBody{groupBodies(groups), append([]string{}, away...)}}, nil
 }
 
-func (s *server) getFailure(ctx context.Context, in *failureIDInput) (*failureDetail, error) {
+// failure returns the failure that a request names, and at most limit bytes of its message. The error is a Problem.
+func (s *server) failure(ctx context.Context, in *failureIDInput, limit int64) (app.KeptFailure, []byte, error) {
 	id, err := in.id()
 	if err != nil {
-		return nil, err
+		return app.KeptFailure{}, nil, err
 	}
 	f, err := s.Failures.Get(ctx, id)
 	if err != nil {
-		return nil, s.problem(ctx, err)
+		return app.KeptFailure{}, nil, s.problem(ctx, err)
 	}
-	payload, err := s.Failures.Payload(ctx, f, maxShownPayload)
+	payload, err := s.Failures.Payload(ctx, f, limit)
 	if err != nil {
-		return nil, s.problem(ctx, err)
+		return app.KeptFailure{}, nil, s.problem(ctx, err)
+	}
+	return f, payload, nil
+}
+
+func (s *server) getFailure(ctx context.Context, in *failureIDInput) (*failureDetail, error) {
+	f, payload, err := s.failure(ctx, in, maxShownPayload)
+	if err != nil {
+		return nil, err
 	}
 	out := &failureDetail{FailureDetailBody{
 		FailureBody: failureBody(f), Headers: f.Headers, PayloadTruncated: int64(len(payload)) < f.PayloadSize,
@@ -396,19 +406,11 @@ func readable(payload []byte, cut bool) (text, encoding string) {
 }
 
 func (s *server) getFailurePayload(ctx context.Context, in *failureIDInput) (*payloadOutput, error) {
-	id, err := in.id()
+	f, payload, err := s.failure(ctx, in, math.MaxInt64)
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.Failures.Get(ctx, id)
-	if err != nil {
-		return nil, s.problem(ctx, err)
-	}
-	payload, err := s.Failures.Payload(ctx, f, f.PayloadSize)
-	if err != nil {
-		return nil, s.problem(ctx, err)
-	}
-	return &payloadOutput{"application/octet-stream", `attachment; filename="` + id.String() + `.bin"`, payload}, nil
+	return &payloadOutput{"application/octet-stream", `attachment; filename="` + f.ID.String() + `.bin"`, payload}, nil
 }
 
 func (s *server) retryFailure(ctx context.Context, in *actionInput) (*failureView, error) {
