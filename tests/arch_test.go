@@ -23,20 +23,26 @@ type layer struct {
 // layers is the dependency rule: everything points to the domain, and the first layer that fits a package counts.
 var layers = []layer{
 	{path: "takeout/domain", own: []string{"takeout/domain"}, foreign: []string{}},
-	{path: "takeout/app", own: []string{"takeout/app", "takeout/domain"}, foreign: []string{}},
-	{path: "takeout/ports/messaging", own: []string{"takeout/app", "takeout/domain"},
+	{path: "takeout/crashpoint", own: []string{}, foreign: []string{}},
+	{path: "takeout/app", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint"}, foreign: []string{}},
+	{path: "takeout/ports/messaging", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint"},
 		foreign: []string{"github.com/ThreeDotsLabs/watermill", "github.com/prometheus/client_golang"}},
 	{path: "takeout/ports/httpapi", own: []string{"takeout/app", "takeout/domain"},
 		foreign: []string{"github.com/danielgtaylor/huma", "github.com/go-json-experiment/json", "github.com/google/uuid", "github.com/swaggest/swgui"}},
-	{path: "takeout/adapters/sqldb", own: []string{"takeout/domain"}},
-	{path: "takeout/adapters/sqlqueue", own: []string{"takeout/app", "takeout/domain", "takeout/adapters/sqldb"}},
+	{path: "takeout/adapters/sqldb", own: []string{"takeout/domain", "takeout/crashpoint"}},
+	{path: "takeout/adapters/sqlqueue", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint", "takeout/adapters/sqldb"}},
 	// The two that keep tables stand on the two above; no adapter knows another one beside it.
-	{path: "takeout/adapters/sqlstore", own: []string{"takeout/app", "takeout/domain", "takeout/adapters/sqldb", "takeout/adapters/sqlqueue"}},
-	{path: "takeout/adapters/sqlbroker", own: []string{"takeout/app", "takeout/domain", "takeout/adapters/sqldb", "takeout/adapters/sqlqueue"}},
+	{path: "takeout/adapters/sqlstore", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint", "takeout/adapters/sqldb", "takeout/adapters/sqlqueue"}},
+	{path: "takeout/adapters/sqlbroker", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint", "takeout/adapters/sqldb", "takeout/adapters/sqlqueue"}},
 	{path: "takeout/adapters/simgateway", own: []string{"takeout/app", "takeout/domain", "takeout/adapters/sqldb"}}, // a stranger who is lent a database
-	{path: "takeout/adapters/rabbitmq", own: []string{"takeout/app", "takeout/domain"}},
-	{path: "takeout/service", own: []string{"takeout/adapters", "takeout/ports", "takeout/app", "takeout/domain"}},
-	{path: "takeout/tests/testenv", own: []string{"takeout/tests/testenv"}}, // knows servers, not this program
+	{path: "takeout/adapters/rabbitmq", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint"}},
+	{path: "takeout/service", own: []string{"takeout/adapters", "takeout/ports", "takeout/app", "takeout/domain", "takeout/crashpoint"}},
+	// What verifies the program sees it from outside: it knows the words of its doors and tables, and not its wiring.
+	{path: "takeout/verify/history", own: []string{"takeout/domain"}, foreign: []string{}},
+	{path: "takeout/verify/servers", own: []string{"takeout/verify/servers"}},
+	{path: "takeout/verify/proxy", own: []string{}},
+	{path: "takeout/verify", own: []string{"takeout/verify", "takeout/app", "takeout/domain", "takeout/crashpoint", "takeout/ports/messaging", "takeout/adapters"}},
+	{path: "takeout/tests/testenv", own: []string{"takeout/tests/testenv", "takeout/verify/servers"}}, // knows servers, not this program
 	{path: "takeout/tests", own: []string{"takeout"}},
 }
 
