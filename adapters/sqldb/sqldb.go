@@ -207,7 +207,7 @@ func (db *DB) Error(err error) error {
 	switch db.classify(err) {
 	case unavailable:
 		return db.kind(domain.Unavailable, "database_unavailable", "the %s database is not available", err)
-	case lockWait:
+	case lockWait, deadlock: // a deadlock comes here after InTx's attempts; SQLite says so when another program has the file
 		return db.kind(domain.Busy, "lock_wait", "somebody else is changing the same rows of the %s database", err)
 	case refused:
 		return db.kind(domain.Invalid, "value_refused", "the %s database refuses a value", err)
