@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -211,8 +212,8 @@ func (e *engine) remove(ctx context.Context, id string) {
 	}
 }
 
-func (d docker) start(bool) (server, error) {
-	return withFreePorts(func() (server, error) { return d.run() })
+func (d docker) start(_ bool, settings ...string) (server, error) {
+	return withFreePorts(func() (server, error) { return d.run(settings) })
 }
 
 // dockerServer is a container whose ports on the host are chosen by us, because Docker chooses new ones
@@ -224,7 +225,7 @@ type dockerServer struct {
 	api       string
 }
 
-func (d docker) run() (_ server, err error) {
+func (d docker) run(settings []string) (_ server, err error) {
 	s := &dockerServer{docker: d}
 	defer func() {
 		if err != nil {
@@ -237,7 +238,7 @@ func (d docker) run() (_ server, err error) {
 	}
 	published := map[string]int{"3306/tcp": port}
 	env := map[string]string{"MYSQL_ROOT_PASSWORD": mysqlPassword, "MARIADB_ROOT_PASSWORD": mysqlPassword}
-	command := mysqlSettings
+	command := slices.Concat(mysqlSettings, settings)
 	s.address = address(mysqlKind, d.host, port)
 	if d.kind == rabbitKind {
 		published = map[string]int{"5672/tcp": port, "15672/tcp": apiPort}
@@ -289,7 +290,13 @@ func (d docker) bindings(published map[string]int) network.PortMap {
 
 func (s *dockerServer) url() *url.URL      { return s.address }
 func (s *dockerServer) management() string { return s.api }
-func (s *dockerServer) id() string         { return s.container.GetContainerID() }
+
+func (s *dockerServer) among() (string, error) {
+	ip, err := s.container.ContainerIP(context.Background())
+	return net.JoinHostPort(ip, "3306"), err
+}
+
+func (s *dockerServer) id() string { return s.container.GetContainerID() }
 
 func (s *dockerServer) start() error {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -56,6 +56,8 @@ func (k kind) urlVariable() string {
 // server is one MySQL, MariaDB or RabbitMQ that this process started and must end.
 type server interface {
 	url() *url.URL
+	// among is host and port at which other servers of the tests reach it.
+	among() (string, error)
 	// management is the URL of RabbitMQ's management API, or "".
 	management() string
 	// start returns when the server accepts connections.
@@ -97,7 +99,8 @@ func address(k kind, host string, port int) *url.URL {
 // backend is one way to start servers of one kind.
 type backend interface {
 	// start starts a server. A shared RabbitMQ has the management API, a private one starts faster.
-	start(shared bool) (server, error)
+	// Settings are options of MySQL.
+	start(shared bool, settings ...string) (server, error)
 	// way is what TAKEOUT_TEST_ENV calls it.
 	way() string
 	String() string
@@ -254,20 +257,20 @@ func missing(k kind, force string, docker, native, install error) error {
 }
 
 // newServer starts a server for one test.
-func newServer(k kind) (server, error) {
+func newServer(k kind, settings ...string) (server, error) {
 	b, err := backends[k]()
 	if err != nil {
 		return nil, err
 	}
-	return startOn(b, k, false)
+	return startOn(b, k, false, settings...)
 }
 
 var errClosing = errors.New("the tests are ending")
 
-func startOn(b backend, k kind, shared bool) (server, error) {
+func startOn(b backend, k kind, shared bool, settings ...string) (server, error) {
 	starting.Add(1)
 	defer starting.Add(-1)
-	s, err := b.start(shared)
+	s, err := b.start(shared, settings...)
 	if err != nil {
 		return nil, fmt.Errorf("testenv: start %s (%s): %w", k.title(), b, err)
 	}

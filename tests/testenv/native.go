@@ -53,10 +53,10 @@ func look(name string) string {
 	return ""
 }
 
-func (n native) start(shared bool) (server, error) {
+func (n native) start(shared bool, settings ...string) (server, error) {
 	return withFreePorts(func() (server, error) {
 		if n.kind == mysqlKind {
-			return newNativeMySQL(n.program)
+			return newNativeMySQL(n.program, settings)
 		}
 		return newNativeRabbitMQ(n.program, shared)
 	})
@@ -72,8 +72,9 @@ type nativeServer struct {
 	process *process
 }
 
-func (s *nativeServer) url() *url.URL      { return s.address }
-func (s *nativeServer) management() string { return "" }
+func (s *nativeServer) url() *url.URL          { return s.address }
+func (s *nativeServer) among() (string, error) { return s.address.Host, nil }
+func (s *nativeServer) management() string     { return "" }
 
 func (s *nativeServer) ctl(...string) (string, error) {
 	return "", errors.New("only RabbitMQ has rabbitmqctl")
@@ -131,7 +132,7 @@ func (s *nativeServer) close() {
 	}
 }
 
-func newNativeMySQL(program string) (_ server, err error) {
+func newNativeMySQL(program string, settings []string) (_ server, err error) {
 	dir, err := newTempDir("mysql")
 	if err != nil {
 		return nil, err
@@ -171,7 +172,7 @@ func newNativeMySQL(program string) (_ server, err error) {
 			"--port=" + strconv.Itoa(port),
 			"--bind-address=127.0.0.1",
 			"--init-file=" + initFile,
-		}, own, mysqlSettings)...)
+		}, own, mysqlSettings, settings)...)
 	}
 	if err := s.start(); err != nil {
 		return nil, err
@@ -213,7 +214,37 @@ type nativeRabbitMQ struct {
 	env     []string
 }
 
-func newNativeRabbitMQ(program string, withManagement bool) (_ server, err error) {
+func newNativeRabbitMQ(program string, withManagement bool) (server, error) {
+	return newRabbitNode(program, rabbitNode{name: "takeout-test@localhost", management: withManagement})
+}
+
+// rabbitNode is what nodes differ in.
+type rabbitNode struct {
+	name       string
+	management bool
+	cluster    *rabbitCluster // nil for one that is alone
+}
+
+// rabbitCluster is what the nodes of a cluster have in common.
+type rabbitCluster struct {
+	home     string // with the cookie
+	epmdPort int
+	nodes    []string
+}
+
+func (c *rabbitCluster) settings() string {
+	if c == nil {
+		return ""
+	}
+	text := "cluster_partition_handling = pause_minority\ncluster_formation.peer_discovery_backend = classic_config\n"
+	for i, node := range c.nodes {
+		text += fmt.Sprintf("cluster_formation.classic_config.nodes.%d = %s\n", i+1, node)
+	}
+	return text
+}
+
+// newRabbitNode starts a broker. The nodes of a cluster must be started at the same time: they wait for each other.
+func newRabbitNode(program string, n rabbitNode) (_ server, err error) {
 	dir, err := newTempDir("rabbitmq")
 	if err != nil {
 		return nil, err
@@ -228,11 +259,15 @@ func newNativeRabbitMQ(program string, withManagement bool) (_ server, err error
 	if err := freePorts(&port, &distPort, &epmdPort, &apiPort); err != nil {
 		return nil, err
 	}
-	const node = "takeout-test@localhost"
+	home := dir
+	if n.cluster != nil {
+		home, epmdPort = n.cluster.home, n.cluster.epmdPort
+	}
 	config, plugins := filepath.Join(dir, "rabbitmq.conf"), filepath.Join(dir, "enabled_plugins")
-	settings := fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d\ndisk_free_limit.absolute = 50MB\nlog.file.level = info\n", port)
+	settings := fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d\ndisk_free_limit.absolute = 50MB\nlog.file.level = info\n", port) +
+		n.cluster.settings()
 	enabled := "[].\n"
-	if withManagement {
+	if n.management {
 		settings += fmt.Sprintf("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %d\n", apiPort)
 		enabled = "[rabbitmq_management].\n"
 		s.api = fmt.Sprintf("http://guest:guest@127.0.0.1:%d", apiPort)
@@ -244,8 +279,8 @@ func newNativeRabbitMQ(program string, withManagement bool) (_ server, err error
 	}
 	loopback := "-kernel inet_dist_use_interface {127,0,0,1}"
 	s.env = append(os.Environ(),
-		"HOME="+dir, // the Erlang cookie is made here
-		"RABBITMQ_NODENAME="+node,
+		"HOME="+home, // the Erlang cookie is made here
+		"RABBITMQ_NODENAME="+n.name,
 		"RABBITMQ_BASE="+dir,
 		"RABBITMQ_MNESIA_BASE="+filepath.Join(dir, "data"),
 		"RABBITMQ_LOG_BASE="+filepath.Join(dir, "log"),
@@ -262,10 +297,12 @@ func newNativeRabbitMQ(program string, withManagement bool) (_ server, err error
 		// signal is the broker.
 		"RUNNING_UNDER_SYSTEMD=1",
 	)
-	if err := s.startEPMD(epmdPort); err != nil {
-		return nil, err
+	if n.cluster == nil {
+		if s.epmd, err = startEPMD(epmdPort); err != nil {
+			return nil, err
+		}
 	}
-	s.logs = []string{filepath.Join(dir, "log", node+".log")}
+	s.logs = []string{filepath.Join(dir, "log", n.name+".log")}
 	s.address = address(rabbitKind, "127.0.0.1", port)
 	s.command = func() *exec.Cmd {
 		cmd := exec.Command(program)
@@ -279,17 +316,16 @@ func newNativeRabbitMQ(program string, withManagement bool) (_ server, err error
 }
 
 // startEPMD starts the name server ourselves, as the broker would start it as a daemon that stays.
-func (s *nativeRabbitMQ) startEPMD(port int) (err error) {
+func startEPMD(port int) (*process, error) {
 	program := look("epmd")
 	if program == "" {
 		found, _ := filepath.Glob("/usr/lib/erlang/erts-*/bin/epmd")
 		if len(found) == 0 {
-			return errors.New("epmd is not installed; it belongs to Erlang")
+			return nil, errors.New("epmd is not installed; it belongs to Erlang")
 		}
 		program = found[0]
 	}
-	s.epmd, err = startProcess(exec.Command(program, "-port", strconv.Itoa(port), "-address", "127.0.0.1"))
-	return err
+	return startProcess(exec.Command(program, "-port", strconv.Itoa(port), "-address", "127.0.0.1"))
 }
 
 func (s *nativeRabbitMQ) management() string { return s.api }
@@ -309,5 +345,7 @@ func (s *nativeRabbitMQ) ctl(args ...string) (string, error) {
 
 func (s *nativeRabbitMQ) close() {
 	s.nativeServer.close()
-	s.epmd.kill()
+	if s.epmd != nil {
+		s.epmd.kill()
+	}
 }
