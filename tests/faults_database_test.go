@@ -327,6 +327,15 @@ func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) 
 	s.placeMany(t, 20, 4)
 	s.awaitAllDispatched(t, 20)
 	execute(t, st.order, "CREATE TABLE filler (id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, content LONGBLOB)")
+	for range 10 {
+		execute(t, st.order, "INSERT INTO filler (content) VALUES (REPEAT('x', 1000000))")
+	}
+	// In a full database nothing can be deleted, so that is done before, and committed when there must be room.
+	making, err := database(t, st.order).Begin()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = making.Rollback() })
+	_, err = making.Exec("DELETE FROM filler")
+	require.NoError(t, err)
 	for size := 1 << 20; size > 1000; size /= 4 {
 		for err := error(nil); err == nil; {
 			_, err = database(t, st.order).Exec("INSERT INTO filler (content) VALUES (REPEAT('x', ?))", size)
@@ -338,7 +347,7 @@ func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) 
 		a = mustSend(t, http.MethodPost, s.api+"/v1/orders", goodOrder)
 	}
 	s.refusesOrders(t)
-	execute(t, st.order, "DELETE FROM filler WHERE id <= 10") // a table that is full cannot even be dropped
+	require.NoError(t, making.Commit())
 	s.awaitTaken(t)
 	stored := s.orderRows(t, "SELECT COUNT(*) FROM order_info")
 	require.GreaterOrEqual(t, stored, accepted)
