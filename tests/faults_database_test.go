@@ -19,12 +19,12 @@ import (
 )
 
 // ordinary returns the URL with a user who may use the databases and is no administrator of the server.
-func ordinary(t testing.TB, rawURL string) string {
+func ordinary(t testing.TB, rawURL, name string) string {
 	t.Helper()
-	execute(t, rawURL, "CREATE USER IF NOT EXISTS ordinary IDENTIFIED BY 'secret'")
+	execute(t, rawURL, "CREATE USER IF NOT EXISTS "+name+" IDENTIFIED BY 'secret'")
 	u := parse(t, rawURL)
-	execute(t, rawURL, "GRANT ALL ON `"+strings.TrimPrefix(u.Path, "/")+"`.* TO ordinary")
-	u.User = url.UserPassword("ordinary", "secret")
+	execute(t, rawURL, "GRANT ALL ON `"+strings.TrimPrefix(u.Path, "/")+"`.* TO "+name)
+	u.User = url.UserPassword(name, "secret")
 	return u.String()
 }
 
@@ -44,17 +44,10 @@ func admin(t testing.TB, rawURL string) func(statement string, args ...any) {
 // disconnect ends all connections of the ordinary user.
 func disconnect(t testing.TB, rawURL string) {
 	t.Helper()
-	rows, err := database(t, rawURL).Query("SELECT id FROM information_schema.processlist WHERE user = 'ordinary'")
-	require.NoError(t, err)
-	var ids []int64
-	for rows.Next() {
-		var id int64
-		require.NoError(t, rows.Scan(&id))
-		ids = append(ids, id)
-	}
-	require.NoError(t, rows.Close())
-	for _, id := range ids {
-		_, _ = database(t, rawURL).Exec(fmt.Sprintf("KILL %d", id)) // it may have gone by itself
+	var ids sql.NullString
+	require.NoError(t, database(t, rawURL).QueryRow("SELECT GROUP_CONCAT(id) FROM information_schema.processlist WHERE user = 'ordinary'").Scan(&ids))
+	for id := range strings.SplitSeq(ids.String, ",") {
+		_, _ = database(t, rawURL).Exec("KILL " + id) // it may have gone by itself
 	}
 }
 
@@ -89,7 +82,7 @@ func TestServerInTroubleRefusesOrdersClearlyAndSpendsNoAttempt(t *testing.T) {
 	do := admin(t, st.order)
 	do("SET GLOBAL time_zone = '+08:00'")
 	direct := st
-	st.order, st.dispatch = ordinary(t, st.order), ordinary(t, st.dispatch)
+	st.order, st.dispatch = ordinary(t, st.order, "ordinary"), ordinary(t, st.dispatch, "ordinary")
 	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
 	s.stack = direct
 	all := func() int { return s.orderRows(t, "SELECT COUNT(*) FROM order_info") }
@@ -122,9 +115,9 @@ func TestServerInTroubleRefusesOrdersClearlyAndSpendsNoAttempt(t *testing.T) {
 	healthy()
 
 	// Nobody can connect any more.
+	crowd := ordinary(t, direct.order, "crowd")
 	do("SET GLOBAL max_connections = 10")
-	disconnect(t, direct.order)
-	taken := occupy(t, st.order)
+	taken := occupy(t, direct.order, crowd)
 	s.refusesOrders(t)
 	taken()
 	do("SET GLOBAL max_connections = 500")
@@ -147,22 +140,27 @@ func TestServerInTroubleRefusesOrdersClearlyAndSpendsNoAttempt(t *testing.T) {
 	healthy()
 }
 
-// occupy takes every connection that the server gives, until it is told to let them go.
-func occupy(t testing.TB, rawURL string) (release func()) {
+// occupy takes every connection of the server, also those of the ordinary user, until it is told to let them go.
+func occupy(t testing.TB, rawURL, crowd string) (release func()) {
 	t.Helper()
-	other, err := sqldb.Open("other", rawURL, slog.New(slog.DiscardHandler))
+	other, err := sqldb.Open("other", crowd, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = other.Close() })
 	var taken []*sql.Conn
-	for refused := 0; refused < 20; { // the program lets go of one now and then
-		conn, err := other.Writer().Conn(context.Background())
-		if err != nil {
-			refused++
-			time.Sleep(20 * time.Millisecond)
-			continue
+	eventually(t, "all connections are ours", func() error {
+		for {
+			conn, err := other.Writer().Conn(context.Background())
+			if err != nil {
+				break
+			}
+			taken = append(taken, conn)
 		}
-		taken = append(taken, conn)
-	}
+		if n := count(t, rawURL, "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'ordinary'"); n > 0 {
+			disconnect(t, rawURL)
+			return fmt.Errorf("the program has %d", n)
+		}
+		return nil
+	})
 	return func() {
 		for _, conn := range taken {
 			_ = conn.Close()

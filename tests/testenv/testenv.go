@@ -243,13 +243,17 @@ func follow(replica, primary server) error {
 	defer db.Close()
 	status, change := "SHOW MASTER STATUS", "CHANGE MASTER TO MASTER_HOST='%s', MASTER_PORT=%s, MASTER_USER='root', MASTER_PASSWORD='%s', "+
 		"MASTER_LOG_FILE='%s', MASTER_LOG_POS=%s"
-	rows, err := db.Query(status)
-	if err != nil { // MySQL 8.4 has other words for it
+	var version string
+	if err := db.QueryRow("SELECT VERSION()").Scan(&version); err != nil {
+		return err
+	}
+	if !strings.Contains(version, "MariaDB") { // MySQL 8.4 has other words for it
 		status, change = "SHOW BINARY LOG STATUS", "CHANGE REPLICATION SOURCE TO SOURCE_HOST='%s', SOURCE_PORT=%s, SOURCE_USER='root', "+
 			"SOURCE_PASSWORD='%s', SOURCE_LOG_FILE='%s', SOURCE_LOG_POS=%s, GET_SOURCE_PUBLIC_KEY=1"
-		if rows, err = db.Query(status); err != nil {
-			return err
-		}
+	}
+	rows, err := db.Query(status)
+	if err != nil {
+		return err
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
@@ -262,9 +266,9 @@ func follow(replica, primary server) error {
 		targets[i] = &values[i]
 	}
 	if !rows.Next() {
-		return errors.New("the primary writes no binary log")
+		return errors.Join(errors.New("the primary writes no binary log"), rows.Err())
 	}
-	if err := rows.Scan(targets...); err != nil {
+	if err := errors.Join(rows.Scan(targets...), rows.Err()); err != nil {
 		return err
 	}
 	if err := execute(replica.url(), fmt.Sprintf(change, host, port, mysqlPassword, values[0].String, values[1].String)); err != nil {
