@@ -42,21 +42,21 @@ func newMessage(p amqp.Publishing) *message.Message {
 }
 
 // announce sends an event, signed with the key unless that is empty.
-func (r *run) announce(ctx context.Context, e event.Event, at time.Time, key string, copies int, want check.Fate) (id string, err error) {
-	id = "evt_" + uuid.Must(uuid.NewV7()).String()
+func (r *run) announce(ctx context.Context, e event.Event, at time.Time, key string, copies int, want check.Fate) error {
+	id := "evt_" + uuid.Must(uuid.NewV7()).String()
 	body, err := event.Encode(id, at, e)
 	if err != nil {
-		return "", err
+		return err
 	}
 	headers := amqp.Table{}
 	if key != "" {
 		keys, err := event.ParseKeys(key)
 		if err != nil {
-			return "", err
+			return err
 		}
 		headers[event.SignatureHeader] = keys.Sign(body)
 	}
-	return id, r.send(ctx, e.Key(), copies, amqp.Publishing{
+	return r.send(ctx, e.Key(), copies, amqp.Publishing{
 		MessageId: id, Headers: headers, Body: body, ContentType: "application/json", DeliveryMode: amqp.Persistent,
 	}, check.Foreign{EventID: id, OrderID: e.Subject(), Key: e.Key(), Hash: sha256.Sum256(body), Want: want})
 }
@@ -93,7 +93,7 @@ func anotherID(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if _, err := r.announce(ctx, event.OrderPlaced{Order: o}, time.Now(), eventKey, 1, check.NoEffect); err != nil {
+		if err := r.announce(ctx, event.OrderPlaced{Order: o}, time.Now(), eventKey, 1, check.NoEffect); err != nil {
 			return "", err
 		}
 	}
@@ -110,7 +110,7 @@ func duplicate(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	if r.stack.amqpURL == "" {
 		copies = 100
 	}
-	_, err = r.announce(ctx, event.OrderPlaced{Order: o}, time.Now(), eventKey, copies, check.NoEffect)
+	err = r.announce(ctx, event.OrderPlaced{Order: o}, time.Now(), eventKey, copies, check.NoEffect)
 	return describe("%d copies of one event", copies), err
 }
 
@@ -125,7 +125,7 @@ func strange(rnd *rand.Rand) event.Order {
 // forged announces orders that nobody placed, without the key or with another one.
 func forged(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	for _, key := range []string{"", "another-key-of-16-bytes-or-more"} {
-		if _, err := r.announce(ctx, event.OrderPlaced{Order: strange(rnd)}, time.Now(), key, 1, check.Kept); err != nil {
+		if err := r.announce(ctx, event.OrderPlaced{Order: strange(rnd)}, time.Now(), key, 1, check.Kept); err != nil {
 			return "", err
 		}
 	}
@@ -135,7 +135,7 @@ func forged(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 // oldEvent announces orders of a time of which nobody remembers what was handled, and of a time to come.
 func oldEvent(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	for _, at := range []time.Time{time.Now().AddDate(-1, 0, 0), time.Now().AddDate(0, 0, 1)} {
-		if _, err := r.announce(ctx, event.OrderPlaced{Order: strange(rnd)}, at, eventKey, 1, check.Kept); err != nil {
+		if err := r.announce(ctx, event.OrderPlaced{Order: strange(rnd)}, at, eventKey, 1, check.Kept); err != nil {
 			return "", err
 		}
 	}
@@ -166,7 +166,7 @@ func poison(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 // recreate announces orders that are not stored, as a producer does whose transaction failed after it had announced them.
 func recreate(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	for range 3 {
-		if _, err := r.announce(ctx, event.OrderPlaced{Order: strange(rnd)}, time.Now(), eventKey, 2, check.Recreated); err != nil {
+		if err := r.announce(ctx, event.OrderPlaced{Order: strange(rnd)}, time.Now(), eventKey, 2, check.Recreated); err != nil {
 			return "", err
 		}
 	}

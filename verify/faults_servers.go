@@ -177,14 +177,16 @@ func killConnections(ctx context.Context, r *run, _ *servers.Server, _ *rand.Ran
 	if err != nil {
 		return "", err
 	}
+	defer rows.Close()
 	var ids []int64
 	for rows.Next() {
 		var id int64
-		if err := rows.Scan(&id); err == nil {
-			ids = append(ids, id)
+		if err := rows.Scan(&id); err != nil {
+			return "", err
 		}
+		ids = append(ids, id)
 	}
-	if err := rows.Close(); err != nil {
+	if err := rows.Err(); err != nil {
 		return "", err
 	}
 	for _, id := range ids {

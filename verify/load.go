@@ -332,8 +332,11 @@ func (l *load) addCouriers(ctx context.Context) error {
 		name := fmt.Sprintf("courier-%d", i+1)
 		body := map[string]any{"courier_id": name, "name": name, "capacity": capacity}
 		a, err := l.ask(ctx, http.MethodPost, l.dispatches[:1], "/v1/couriers", "", body, &struct{}{})
-		if err != nil || a.status != http.StatusCreated {
-			return fmt.Errorf("add a courier: status %d, %v", a.status, err)
+		if err != nil {
+			return fmt.Errorf("add a courier: %w", err)
+		}
+		if a.status != http.StatusCreated {
+			return fmt.Errorf("add a courier: status %d", a.status)
 		}
 	}
 	return nil
