@@ -3,7 +3,6 @@ package proxy_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -117,7 +116,7 @@ func TestEachFaultOfMySQLDoesWhatItSays(t *testing.T) {
 					err := await(t, "the client goes on", done)
 					require.Error(t, err)
 					var refused *mysql.MySQLError
-					require.False(t, errors.As(err, &refused), "%v", err)
+					require.NotErrorAs(t, err, &refused)
 				}
 				require.NoError(t, tb.insert(1000+n, "COMMIT"), "what comes next")
 				stored := fault.At == proxy.Commit && (fault.Do == proxy.DropAfter || fault.Do == proxy.HalfPacket) || fault.Do == proxy.Delay || fault.Do == proxy.DelayReply
@@ -178,8 +177,10 @@ func TestPreparedStatementMeetsTheFaultWhenItIsExecuted(t *testing.T) {
 	defer conn.Close()
 	insert, err := conn.PrepareContext(t.Context(), "INSERT INTO t VALUES (?)")
 	require.NoError(t, err)
+	defer insert.Close()
 	commit, err := conn.PrepareContext(t.Context(), "COMMIT")
 	require.NoError(t, err)
+	defer commit.Close()
 	_, err = conn.ExecContext(t.Context(), "START TRANSACTION")
 	require.NoError(t, err)
 	refused := tb.Arm(proxy.Fault{At: proxy.Statement, Do: proxy.Fail, Code: 1205, Match: "INSERT INTO t"})

@@ -8,6 +8,7 @@ package proxy
 
 import (
 	"context"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -77,7 +78,7 @@ func (p *Proxy) Cut() int {
 	defer p.mu.Unlock()
 	cut := 0
 	for c := range p.conns {
-		if c.end(c.client, c.server.Load()) {
+		if c.end(true) {
 			cut++
 		}
 	}
@@ -124,7 +125,7 @@ func (p *Proxy) accept() {
 		c.ctx, c.cancel = context.WithCancel(context.Background())
 		p.mu.Lock()
 		if p.closed || p.refuse.Load() {
-			c.end(client)
+			c.end(true)
 		} else {
 			p.conns[c] = true
 			p.serving.Go(c.serve)
@@ -145,7 +146,7 @@ type conn struct {
 
 func (c *conn) serve() {
 	defer func() {
-		c.end()
+		c.end(false)
 		c.proxy.mu.Lock()
 		defer c.proxy.mu.Unlock()
 		delete(c.proxy.conns, c)
@@ -163,7 +164,7 @@ func (c *conn) serve() {
 	for s, pass := range map[*stream]func() error{up: ask, down: answer} {
 		both.Go(func() {
 			s.last(pass())
-			c.end()
+			c.end(false)
 		})
 	}
 	both.Wait()
@@ -177,32 +178,49 @@ func (c *conn) dial() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
-		server.Close()
+		closeSide(server.(*net.TCPConn), true)
 		return c.ctx.Err()
 	}
 	c.server.Store(server.(*net.TCPConn))
 	return nil
 }
 
-// end closes both sides, those that are named with RST, and reports whether they were open. What was sent to the others
-// still arrives.
-func (c *conn) end(reset ...*net.TCPConn) bool {
+// end closes both sides, with RST or not, and reports whether they were open.
+func (c *conn) end(reset bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
 		return false
 	}
 	c.cancel()
-	for _, side := range reset {
-		if side != nil {
-			_ = side.SetLinger(0)
-		}
-	}
-	c.client.Close()
+	closeSide(c.client, reset)
 	if server := c.server.Load(); server != nil {
-		server.Close()
+		closeSide(server, reset)
 	}
 	return true
+}
+
+// part closes one side with RST, and the other when it has read all and closed its own end.
+func (c *conn) part(with, from *net.TCPConn) {
+	c.mu.Lock()
+	open := c.ctx.Err() == nil
+	c.cancel()
+	c.mu.Unlock()
+	if open {
+		closeSide(with, true)
+		_ = from.CloseWrite()
+		timer := time.AfterFunc(time.Second, func() { closeSide(from, true) }) // is enough for who reads at all
+		defer timer.Stop()
+		_, _ = io.Copy(io.Discard, from)
+		closeSide(from, false)
+	}
+}
+
+func closeSide(side *net.TCPConn, reset bool) {
+	if reset {
+		_ = side.SetLinger(0)
+	}
+	_ = side.Close()
 }
 
 // gate waits while bytes go nowhere. Its error is that of a connection that has ended.

@@ -159,16 +159,17 @@ func (s *stream) last(err error) {
 // broken breaks the connection before anything more gets through, and returns errBroken.
 func (s *stream) broken(a *Armed) error {
 	a.happened()
-	s.end(s.from, s.to)
+	s.end(true)
 	return errBroken
 }
 
-// brokenBehind breaks the connection behind what was passed, and returns errBroken.
+// brokenBehind breaks the connection behind what was passed, and returns errBroken. The side that it was passed to is told
+// of the end and may read until there: a RST would overtake.
 func (s *stream) brokenBehind(a *Armed) error {
 	if err := s.flush(); err != nil {
 		return err
 	}
 	a.happened()
-	s.end(s.from)
+	s.part(s.from, s.to)
 	return errBroken
 }
