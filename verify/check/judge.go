@@ -3,7 +3,6 @@ package check
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"takeout/verify/history"
@@ -141,10 +140,14 @@ func effects(o order) *verdict {
 	if o.more == nil {
 		return nil
 	}
-	for k, n := range o.more.extra {
-		if service := announcer(o.keys[k]); n > o.more.again[service] {
-			return breaks("I3", "duplicated", "%s happened %d times, and %d of them are repetitions that the history of the %s database explains",
-				o.keys[k], n+1, o.more.again[service], service)
+	var times [len(o.events)]int
+	for _, event := range o.more.extra {
+		times[o.extra[event].key]++
+	}
+	for k, n := range times {
+		if explained := o.more.again[announcer(o.keys[k])]; n > explained {
+			return breaks("I3", "duplicated", "%s happened %d times; the history of the %s database explains %d of them as repetitions",
+				o.keys[k], n+1, announcer(o.keys[k]), explained)
 		}
 	}
 	return nil
@@ -230,14 +233,13 @@ func conservation(o order) *verdict {
 			return v
 		}
 	}
-	if o.more == nil || slices.Max(o.more.extra[:]) == 0 {
+	if o.more == nil {
 		return nil
 	}
-	for event, e := range o.extra {
-		if e.record == o.i {
-			if v := o.conserved(e.key, event, e.marked); v != nil {
-				return v
-			}
+	for _, event := range o.more.extra {
+		e := o.extra[event]
+		if v := o.conserved(e.key, event, e.marked); v != nil {
+			return v
 		}
 	}
 	return nil

@@ -95,10 +95,10 @@ func (c *checker) readOrders(ctx context.Context) error {
 }
 
 // recordOf returns the record for a row of order_info: that of the plan's order of this name or, if somebody changed the
-// name, of this id. One that is not of the plan, or is a second row of it, gets a record of its own.
+// name, of this id. A row that is not of the plan, or is the second one of an order, gets a record of its own.
 func (c *checker) recordOf(id, name string) int32 {
 	number, planned := c.in.Plan.Number(name)
-	if !planned {
+	if !planned && !c.invited[id] {
 		number, planned = c.told(history.Hash(id))
 	}
 	i := int32(number)
@@ -271,7 +271,8 @@ func (c *checker) observe(k int, i int32, event uint64) {
 		return
 	default:
 		c.extra[event] = &extra{record: i, key: k}
-		c.moreOf(i).extra[k]++
+		m := c.moreOf(i)
+		m.extra = append(m.extra, event)
 	}
 	c.report.Events++
 }

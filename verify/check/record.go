@@ -144,7 +144,7 @@ type extra struct {
 
 // more is what few orders have.
 type more struct {
-	extra     [9]int         // events, by key
+	extra     []uint64       // hashes of the ids of events beyond the first of their key
 	again     map[string]int // announcements that were repeated on purpose, by service
 	recreated int
 	step      string // of repair, the last
