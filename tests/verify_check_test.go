@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -434,4 +436,106 @@ func (c *copies) restore(t testing.TB) {
 		alter(t, c.url, "DELETE FROM "+table)
 		alter(t, c.url, "INSERT INTO "+table+" SELECT * FROM saved_"+table)
 	}
+}
+
+// What is legal and rare is legal: cancellations before and after the courier, payments that are refused or late, orders
+// that wait because nobody has room, announcements that come once more under another id.
+func TestCheckerFindsNothingWhereMuchHappensAtOnce(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		for _, dispatched := range []string{"placed", "paid"} {
+			t.Run("dispatched when "+dispatched, func(t *testing.T) {
+				st := st
+				if dispatched == "paid" {
+					st = map[string]func(testing.TB) stack{"embedded": embedded, "mysql+rabbitmq": production}[st.name](t)
+				}
+				s := startWith(t, st, func(cfg *service.Config) {
+					cfg.ReconcileEvery, cfg.RetryDelays, cfg.DispatchAfter = 0, []time.Duration{200 * time.Millisecond, time.Second, time.Second, time.Second}, dispatched
+					cfg.PaymentRefusals, cfg.PaymentTimeouts = 0.1, 0.1
+				})
+				s.limitCouriers(t, 60)
+				v := &verified{s, check.Input{
+					Plan: history.Plan{Seed: 5, Orders: 300}, History: history.New(300), AfterPayment: dispatched == "paid",
+					Databases: map[string]string{"order": st.order, "dispatch": st.dispatch, "payment": st.payment, "points": st.points},
+				}}
+				v.rush(t, s.publisher(t))
+				var r *check.Report
+				eventually(t, "every promise is kept", func() (err error) {
+					if r, err = check.Run(t.Context(), v.input, nil); err == nil && !r.OK() {
+						err = fmt.Errorf("%v: %v", r.ViolationCount, r.Violations)
+					}
+					return err
+				})
+				t.Logf("%+v", *r)
+				require.Positive(t, r.Placed, "some wait")
+				require.Positive(t, r.Cancelled)
+				require.Positive(t, r.Absorbed)
+			})
+		}
+	})
+}
+
+// limitCouriers lets everybody on the roster carry so many orders between them.
+func (s *system) limitCouriers(t testing.TB, capacity int) {
+	t.Helper()
+	couriers := s.dispatchRows(t, "SELECT COUNT(*) FROM courier")
+	rows, err := database(t, s.dispatch).Query("SELECT courier_id FROM courier")
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		require.NoError(t, rows.Scan(&id))
+		a := mustSend(t, http.MethodPatch, s.dispatchAPI+"/v1/couriers/"+id, fmt.Sprintf(`{"capacity":%d}`, capacity/couriers))
+		require.Equal(t, http.StatusOK, a.status, "%s", a)
+	}
+	require.NoError(t, rows.Err())
+}
+
+// rush asks everything that the plan says in twelve clients at once, and announces every fifth order once more under
+// another id while its first announcement is on its way.
+func (v *verified) rush(t testing.TB, broker message.Publisher) {
+	var mu sync.Mutex
+	var tasks []func()
+	for number := range v.input.Plan.Orders {
+		tasks = append(tasks, func() {
+			o := v.input.Plan.Order(number)
+			v.order(t, number)
+			var id string
+			var placed time.Time
+			if err := database(t, v.stack.order).QueryRow("SELECT orderId, placed_at FROM order_info WHERE name = ?", o.Name).Scan(&id, &placed); err != nil {
+				t.Errorf("order %d: %v", number, err)
+				return
+			}
+			if number%5 == 0 {
+				again := newEventID()
+				body := encode(t, again, time.Now(), event.OrderPlaced{Order: event.Order{
+					OrderID: id, Name: o.Name, Amount: o.Amount, Currency: o.Currency, Status: "placed", Version: 1, PlacedAt: placed.UTC(),
+				}})
+				if err := broker.Publish("order.placed", message.NewMessage(again, body)); err != nil {
+					t.Errorf("order %d: %v", number, err)
+				}
+				mu.Lock()
+				v.input.Foreign = append(v.input.Foreign, check.Foreign{EventID: again, OrderID: id, Key: "order.placed", Want: check.NoEffect})
+				mu.Unlock()
+			}
+			if o.Cancel {
+				time.Sleep(time.Duration(number%7) * 10 * time.Millisecond) // before, while and after a courier is found
+				v.input.History.Cancelled(number, answerOf(send(http.MethodPost, v.api+"/v1/orders/"+id+"/cancel", "")))
+			}
+			for try := 0; o.Deliver && try < 20 && v.input.History.Of(number).Deliver != history.OK; try++ {
+				v.input.History.Delivered(number, answerOf(send(http.MethodPost, v.dispatchAPI+"/v1/dispatches/"+id+"/delivered", "")))
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+	}
+	atOnceInTwelve(tasks)
+}
+
+func answerOf(a answer, err error) history.Answer {
+	switch {
+	case err != nil || a.status >= 500:
+		return history.Unknown
+	case a.status < 300:
+		return history.OK
+	}
+	return history.Refused
 }
