@@ -1,0 +1,86 @@
+package model
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func explore(t *testing.T, s Setting) Result {
+	t.Helper()
+	s.Orders, s.Relays = max(s.Orders, 1), max(s.Relays, 1)
+	began := time.Now()
+	r := Explore(s)
+	t.Logf("%v, %v", time.Since(began).Round(time.Millisecond), r)
+	return r
+}
+
+func TestProtocolKeepsItsPromisesWhateverFailsInWhateverOrder(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]Setting{
+		"nothing fails":                          {},
+		"nothing fails, and orders are brought":  {Delivers: true},
+		"two crashes":                            {Faults: Faults{Crashes: 2}},
+		"a crash, and orders are brought":        {Delivers: true, Faults: Faults{Crashes: 1}},
+		"answers to COMMIT are lost":             {Faults: Faults{LostAnswers: 2, Crashes: 1}},
+		"attempts fail":                          {Faults: Faults{Failures: 3}},
+		"an attempt fails and a process dies":    {Faults: Faults{Failures: 1, Crashes: 1}},
+		"the reconciler cannot wait":             {Faults: Faults{Hasty: 2, Crashes: 1}},
+		"two relays and a lease that ends":       {Relays: 2, Faults: Faults{Crashes: 1, Expiries: 1}},
+		"failover":                               {Faults: Faults{Failovers: 1}},
+		"two failovers":                          {Faults: Faults{Failovers: 2}},
+		"failover and a crash":                   {Faults: Faults{Failovers: 1, Crashes: 1}},
+		"failover, reconciler cannot wait":       {Faults: Faults{Failovers: 1, Hasty: 1}},
+		"failover, and orders are brought":       {Delivers: true, Faults: Faults{Failovers: 1}},
+		"legacy":                                 {Legacy: true},
+		"legacy and a crash":                     {Legacy: true, Faults: Faults{Crashes: 1}},
+		"legacy and failover":                    {Legacy: true, Faults: Faults{Failovers: 1}},
+		"two orders":                             {Orders: 2},
+		"two orders, not cancelled, and a crash": {Orders: 2, NoCancel: true, Faults: Faults{Crashes: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			require.Empty(t, explore(t, s).Violation)
+		})
+	}
+}
+
+// What a defect breaks is found, and what makes up for it is known.
+func TestDefectIsFoundUnlessSomethingElseMakesUpForIt(t *testing.T) {
+	t.Parallel()
+	crash, failover := Faults{Crashes: 1}, Faults{Failovers: 1}
+	for name, c := range map[string]struct {
+		want string // the invariant that is violated, empty if none is
+		Setting
+	}{
+		"neither inbox nor key":                       {"I3", Setting{Faults: crash, Defects: Defects{NoInbox: true, NoKey: true}}},
+		"no key":                                      {"I5", Setting{Defects: Defects{NoKey: true}}},
+		"no inbox, but keys":                          {"", Setting{Faults: crash, Defects: Defects{NoInbox: true}}},
+		"inbox row apart":                             {"I1", Setting{NoReconciler: true, Faults: crash, Defects: Defects{InboxApart: true}}},
+		"inbox row apart, reconciled":                 {"", Setting{Faults: crash, Defects: Defects{InboxApart: true}}},
+		"ack before COMMIT":                           {"I1", Setting{NoReconciler: true, Faults: crash, Defects: Defects{AckFirst: true}}},
+		"ack before COMMIT, reconciled":               {"", Setting{Faults: crash, Defects: Defects{AckFirst: true}}},
+		"delete before confirm":                       {"I1", Setting{NoReconciler: true, Faults: crash, Defects: Defects{DeleteFirst: true}}},
+		"delete before confirm, reconciled":           {"", Setting{Faults: crash, Defects: Defects{DeleteFirst: true}}},
+		"no outbox":                                   {"I1", Setting{NoReconciler: true, Faults: crash, Defects: Defects{NoOutbox: true}}},
+		"no outbox, reconciled":                       {"", Setting{Faults: crash, Defects: Defects{NoOutbox: true}}},
+		"cancelled rows are deleted":                  {"I5", Setting{Defects: Defects{DeleteCancelled: true}}},
+		"failover without reconciler":                 {"I2", Setting{NoReconciler: true, Faults: failover}},
+		"failover, nobody gives a message up":         {"I4", Setting{NoDiscard: true, Faults: failover}},
+		"cancellation unheard, failover":              {"I2", Setting{NoReconciler: true, Faults: failover, Defects: Defects{CancelUnheard: true}}},
+		"compensation does not wait for transactions": {"", Setting{Legacy: true, Defects: Defects{PlainRead: true}}},
+		"retries go to everybody":                     {"I10", Setting{Faults: Faults{Failures: 1}, Defects: Defects{RetryForEverybody: true}}},
+		"crashes need no reconciler":                  {"", Setting{NoReconciler: true, Faults: Faults{Crashes: 2}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			violation := explore(t, c.Setting).Violation
+			if c.want == "" {
+				require.Empty(t, violation)
+				return
+			}
+			require.Contains(t, violation, c.want+":")
+		})
+	}
+}
