@@ -16,7 +16,7 @@ func (x *explorer) quiescent(s *state) bool {
 		}
 	}
 	for o := range x.Orders {
-		if s.clients[o].open {
+		if s.clients[o].open || x.dispatch(s, o).State == dispatch.Waiting {
 			return false
 		}
 		if _, repair := app.JudgeDispatch(x.records(s, o)); repair != nil && !x.NoReconciler {
@@ -53,7 +53,7 @@ func (x *explorer) always(s *state, o int) string {
 		return "I5: the dispatch was released and is active again"
 	case c.cancel == accepted && !s.failedOver && row != none && row.Status != order.Cancelled:
 		return "I5: the order was cancelled and is active again"
-	case c.cancel == refused && row.Status == order.Cancelled:
+	case c.cancel == refused && row.Status == order.Cancelled && d.State != dispatch.Impossible:
 		return "I7: the cancellation was refused and took effect"
 	case c.requests == 0 && (row != none || d != nobody):
 		return "I7: nobody asked for it"
@@ -83,7 +83,7 @@ func (x *explorer) atRest(s *state, o int) string {
 		return "I1: the order was accepted and is not there"
 	case row != none && d == nobody:
 		return "I1: the order was not dispatched"
-	case cancelled && c.cancel == unasked:
+	case cancelled && c.cancel == unasked && d.State != dispatch.Impossible:
 		return "I7: nobody cancelled the order"
 	case c.cancel == accepted && row != none && !cancelled && !cancelLost:
 		return "I5: the cancellation is lost"

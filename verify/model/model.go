@@ -6,7 +6,7 @@
 // what is around them: clients, relays, queues, retries, failovers. Read steps.go first.
 //
 // Left out are time, which stands still but for the moment an order was placed at, the contents of orders, which never
-// differ, payments and points, and room at couriers, of which there is always enough.
+// differ, and payments and points.
 package model
 
 import (
@@ -28,8 +28,10 @@ type Setting struct {
 
 	Legacy       bool // orders are announced before COMMIT and not through the outbox
 	Delivers     bool // couriers bring orders
+	NoRoom       bool // no courier has room at first, and orders may be given up
 	NoReconciler bool
 	NoCancel     bool // clients do not cancel
+	Again        bool // clients send requests again that were answered
 	NoDiscard    bool // no person gives up a message for good
 
 	Faults  Faults
@@ -76,6 +78,7 @@ type state struct {
 	lags       bool              // the replica applies nothing any more, until there is a failover to it
 	failedOver bool
 
+	room       bool // couriers have room
 	left       Faults
 	unprovoked bool // a message came to a consumer twice, and no fault was the reason
 }
@@ -210,12 +213,15 @@ type explorer struct {
 	ids      [maxOrders]order.ID
 	useCases app.UseCases
 	legacy   *app.Orders
+	hurried  *app.Dispatches // for whom every order has waited too long
+	request  app.PlaceOrder
 	routes   map[string][]route // by event
 
 	rows       values[order.Snapshot, order.Snapshot]
 	dispatches values[dispatch.Dispatch, dispatch.Dispatch]
 	events     values[string, announcement]
 
+	broken  error // why the model itself is wrong, nil if it is not
 	next    state // has one place, so that a step allocates nothing
 	current       // what the step that is being made is about
 	sink    func(next *state, fault bool, text string, args ...any)
@@ -256,18 +262,22 @@ func (r Result) String() string {
 }
 
 // Explore visits every state that the setting can reach, the nearest first, and stops at the first that violates an
-// invariant. If none does, it looks for states from which no quiescent state can be reached without another fault.
-func Explore(setting Setting) Result {
-	x := newExplorer(setting)
+// invariant. If none does, it looks for states from which no quiescent state can be reached without another fault. An
+// error is about the model and says nothing about the protocol.
+func Explore(setting Setting) (Result, error) {
+	x, err := newExplorer(setting)
+	if err != nil {
+		return Result{}, err
+	}
 	var (
-		states = []state{{left: setting.Faults}}
+		states = []state{{left: setting.Faults, room: !setting.NoRoom}}
 		seen   = map[state]int32{states[0]: 0}
 		parent = []int32{-1}
 		edges  [][2]int32 // from, to; of steps that are no faults
 		calm   []int32
 	)
-	result := func(violation string, at int32) Result {
-		return Result{len(states), len(calm), violation, x.path(states, parent, at)}
+	result := func(violation string, at int32) (Result, error) {
+		return Result{len(states), len(calm), violation, x.path(states, parent, at)}, nil
 	}
 	for at := int32(0); int(at) < len(states); at++ {
 		quiescent := x.quiescent(&states[at])
@@ -288,12 +298,14 @@ func Explore(setting Setting) Result {
 				edges = append(edges, [2]int32{at, to})
 			}
 		}
-		x.steps(states[at])
+		if x.steps(states[at]); x.broken != nil {
+			return Result{}, x.broken
+		}
 	}
 	if stuck := unreachable(len(states), edges, calm); stuck >= 0 {
 		return result("I4: from here it never comes to rest", stuck)
 	}
-	return Result{States: len(states), Quiescent: len(calm)}
+	return Result{States: len(states), Quiescent: len(calm)}, nil
 }
 
 // unreachable returns the first state from which no edges lead to a goal, -1 if there is none.

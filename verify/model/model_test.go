@@ -11,7 +11,8 @@ func explore(t *testing.T, s Setting) Result {
 	t.Helper()
 	s.Orders, s.Relays = max(s.Orders, 1), max(s.Relays, 1)
 	began := time.Now()
-	r := Explore(s)
+	r, err := Explore(s)
+	require.NoError(t, err)
 	t.Logf("%v, %v", time.Since(began).Round(time.Millisecond), r)
 	return r
 }
@@ -19,25 +20,29 @@ func explore(t *testing.T, s Setting) Result {
 func TestProtocolKeepsItsPromisesWhateverFailsInWhateverOrder(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]Setting{
-		"nothing fails":                          {},
-		"nothing fails, and orders are brought":  {Delivers: true},
-		"two crashes":                            {Faults: Faults{Crashes: 2}},
-		"a crash, and orders are brought":        {Delivers: true, Faults: Faults{Crashes: 1}},
-		"answers to COMMIT are lost":             {Faults: Faults{LostAnswers: 2, Crashes: 1}},
-		"attempts fail":                          {Faults: Faults{Failures: 3}},
-		"an attempt fails and a process dies":    {Faults: Faults{Failures: 1, Crashes: 1}},
-		"the reconciler cannot wait":             {Faults: Faults{Hasty: 2, Crashes: 1}},
-		"two relays and a lease that ends":       {Relays: 2, Faults: Faults{Crashes: 1, Expiries: 1}},
-		"failover":                               {Faults: Faults{Failovers: 1}},
-		"two failovers":                          {Faults: Faults{Failovers: 2}},
-		"failover and a crash":                   {Faults: Faults{Failovers: 1, Crashes: 1}},
-		"failover, reconciler cannot wait":       {Faults: Faults{Failovers: 1, Hasty: 1}},
-		"failover, and orders are brought":       {Delivers: true, Faults: Faults{Failovers: 1}},
-		"legacy":                                 {Legacy: true},
-		"legacy and a crash":                     {Legacy: true, Faults: Faults{Crashes: 1}},
-		"legacy and failover":                    {Legacy: true, Faults: Faults{Failovers: 1}},
-		"two orders":                             {Orders: 2},
-		"two orders, not cancelled, and a crash": {Orders: 2, NoCancel: true, Faults: Faults{Crashes: 1}},
+		"nothing fails":                              {},
+		"two crashes":                                {Faults: Faults{Crashes: 2}},
+		"answers to COMMIT are lost":                 {Faults: Faults{LostAnswers: 2, Crashes: 1}},
+		"attempts fail":                              {Faults: Faults{Failures: 3}},
+		"an attempt fails, and a process dies":       {Faults: Faults{Failures: 1, Crashes: 1}},
+		"the reconciler does not wait":               {Faults: Faults{Hasty: 1, Crashes: 1}},
+		"clients ask again":                          {Again: true, Faults: Faults{Crashes: 1}},
+		"orders are brought":                         {Delivers: true, Faults: Faults{Crashes: 1}},
+		"couriers have no room":                      {NoRoom: true, Faults: Faults{Crashes: 1}},
+		"two relays, and a lease that ends":          {Relays: 2, Faults: Faults{Expiries: 1}},
+		"two relays, a lease that ends, and a crash": {Relays: 2, NoCancel: true, Faults: Faults{Expiries: 1, Crashes: 1}},
+		"two orders":                                 {Orders: 2},
+		"two orders, and a crash":                    {Orders: 2, NoCancel: true, Faults: Faults{Crashes: 1}},
+		"failover":                                   {Faults: Faults{Failovers: 1}},
+		"two failovers":                              {Faults: Faults{Failovers: 2}},
+		"failover, and a crash":                      {Faults: Faults{Failovers: 1, Crashes: 1}},
+		"failover, and the reconciler does not wait": {NoCancel: true, Faults: Faults{Failovers: 1, Hasty: 1}},
+		"failover, and clients ask again":            {Again: true, Faults: Faults{Failovers: 1}},
+		"failover, and orders are brought":           {Delivers: true, Faults: Faults{Failovers: 1}},
+		"failover, and couriers have no room":        {NoRoom: true, Faults: Faults{Failovers: 1}},
+		"legacy":                                     {Legacy: true},
+		"legacy, and a crash":                        {Legacy: true, Faults: Faults{Crashes: 1}},
+		"legacy, and failover":                       {Legacy: true, Faults: Faults{Failovers: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -7,6 +7,7 @@ import (
 
 	"takeout/app"
 	"takeout/domain"
+	"takeout/domain/dispatch"
 	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/ports/messaging"
@@ -17,6 +18,7 @@ func (x *explorer) steps(from state) {
 	for o := range x.Orders {
 		x.order = o
 		x.client(&from, o)
+		x.couriers(&from, o)
 		x.reconciler(&from, o)
 	}
 	for i := range from.messages {
@@ -61,7 +63,7 @@ func (x *explorer) client(from *state, o int) {
 	case c.open:
 		x.may(from, false, func(s *state) bool { return x.commit(s, o) }, "the transaction of order %d commits, and the client is told", o)
 		x.may(from, true, func(s *state) bool { s.clients[o].open = false; return true }, "the transaction of order %d is rolled back, and the client is told nothing certain", o)
-	case c.place <= unknown && c.requests < 2:
+	case (c.place <= unknown || x.Again && c.place == accepted) && c.requests < 2:
 		if x.Legacy {
 			x.may(from, true, func(s *state) bool { return x.announceEarly(s, o) }, "order %d is announced, and its transaction is open", o)
 			break
@@ -89,25 +91,30 @@ func (x *explorer) client(from *state, o int) {
 			return spend(&s.left.Crashes) && x.cancel(s, o) && s.clients[o].cancel == accepted && forget(&s.clients[o].cancel)
 		}, "order %d is cancelled, and the process dies before it answers", o)
 	}
-	if n := from.dispatches[o]; x.Delivers && n != 0 {
-		if d := x.dispatches.value(n); d.Active() {
-			x.may(from, true, func(*state) bool {
-				_, err := x.useCases.Dispatches.MarkDelivered(background, x.ids[o])
-				return err == nil
-			}, "the courier brings order %d", o)
+}
+
+// couriers: have room at last, and bring orders.
+func (x *explorer) couriers(from *state, o int) {
+	if !from.room && o == 0 {
+		x.may(from, false, func(s *state) bool { s.room = true; return true }, "a courier has room")
+	}
+	decided := func(_ bool, err error) bool { return err == nil }
+	switch d := x.dispatch(from, o); {
+	case d.State == dispatch.Waiting:
+		if from.room {
+			x.may(from, false, func(*state) bool { return decided(x.useCases.Dispatches.AssignWaiting(background)) },
+				"order %d, which waited, is assigned", o)
 		}
+		x.may(from, true, func(*state) bool { return decided(x.hurried.AssignWaiting(background)) }, "order %d has waited too long and is given up", o)
+	case d.Active() && x.Delivers:
+		x.may(from, true, func(*state) bool {
+			_, err := x.useCases.Dispatches.MarkDelivered(background, x.ids[o])
+			return err == nil
+		}, "the courier brings order %d", o)
 	}
 }
 
 func forget(a *answer) bool { *a = unknown; return true }
-
-func (x *explorer) request(o int) app.PlaceOrder {
-	money, err := domain.NewMoney(2850, "CNY")
-	if err != nil {
-		panic(err)
-	}
-	return app.PlaceOrder{ID: x.ids[o], Name: "mapo tofu", Money: money}
-}
 
 func (x *explorer) place(s *state, o int) bool {
 	c := &s.clients[o]
@@ -117,7 +124,9 @@ func (x *explorer) place(s *state, o int) bool {
 	if x.Legacy {
 		orders = x.legacy
 	}
-	_, err := orders.Place(background, x.request(o))
+	request := x.request
+	request.ID = x.ids[o]
+	_, err := orders.Place(background, request)
 	switch domain.KindOf(err) {
 	case domain.Conflict, domain.Invalid:
 		c.place = refused
@@ -139,7 +148,7 @@ func (x *explorer) announceEarly(s *state, o int) bool {
 	s.clients[o].open = true
 	m := message{event: x.number(x.announced)}
 	x.publish(s, &m)
-	s.add(m)
+	x.add(m)
 	return true
 }
 
@@ -410,14 +419,17 @@ func (x *explorer) exchange(m *message, notes func(m *message, r int), row func(
 func (x *explorer) announcement(m *message) *announcement { return &x.events.all[m.event-1] }
 
 // newExplorer wires the use cases to stores that work on the current state.
-func newExplorer(setting Setting) *explorer {
+func newExplorer(setting Setting) (*explorer, error) {
 	x := &explorer{Setting: setting, routes: map[string][]route{}}
+	money, err := domain.NewMoney(2850, "CNY")
+	if err != nil {
+		return nil, err
+	}
+	x.request = app.PlaceOrder{Name: "mapo tofu", Money: money}
 	for i := range x.ids {
-		id, err := order.ParseID(fmt.Sprintf("order-%d", i))
-		if err != nil {
-			panic(err)
+		if x.ids[i], err = order.ParseID(fmt.Sprintf("order-%d", i)); err != nil {
+			return nil, err
 		}
-		x.ids[i] = id
 	}
 	u := app.UseCases{
 		Orders:       app.NewOrders(orderStore{x}),
@@ -425,18 +437,20 @@ func newExplorer(setting Setting) *explorer {
 		Dispatches:   app.NewDispatches(dispatchStore{x}, app.DispatchPolicy{}),
 	}
 	x.useCases, x.legacy = u, app.NewOrders(orderStore{x})
+	x.hurried = app.NewDispatches(dispatchStore{x}, app.DispatchPolicy{Deadline: 1})
 	x.legacy.PublishBeforeCommit(app.LegacyPublishing{
 		Publish: func(_ context.Context, e event.Event) error { x.announced = e; return nil },
 		Fail:    func() bool { return !x.opener },
 	})
 	// Each queue feeds the use case that it feeds in the program.
 	handlers := map[string]func(event.Event) error{
-		"dispatch.assign-courier":               handler(x, u.Dispatches.AssignPlaced),
-		"dispatch.release-courier":              handler(x, u.Dispatches.Release),
-		"compensation.recreate-order":           handler(x, u.Compensation.Recreate),
-		"compensation.recreate-cancelled-order": handler(x, u.Compensation.RecreateCancelled),
-		"order.mark-dispatched":                 handler(x, u.Orders.MarkDispatched),
-		"order.mark-delivered":                  handler(x, u.Orders.MarkDelivered),
+		"dispatch.assign-courier":               handler(u.Dispatches.AssignPlaced),
+		"dispatch.release-courier":              handler(u.Dispatches.Release),
+		"compensation.recreate-order":           handler(u.Compensation.Recreate),
+		"compensation.recreate-cancelled-order": handler(u.Compensation.RecreateCancelled),
+		"order.mark-dispatched":                 handler(u.Orders.MarkDispatched),
+		"order.mark-delivered":                  handler(u.Orders.MarkDelivered),
+		"order.cancel-undispatchable":           handler(u.Orders.CancelUndispatchable),
 	}
 	for _, r := range messaging.Topology(messaging.UseCases{Orders: u.Orders, Compensation: u.Compensation, Dispatches: u.Dispatches}, false) {
 		if r.Queue == "compensation.recreate-cancelled-order" && x.Defects.CancelUnheard {
@@ -446,11 +460,11 @@ func newExplorer(setting Setting) *explorer {
 			x.routes[r.Event] = append(x.routes[r.Event], route{r, handle})
 		}
 	}
-	return x
+	return x, nil
 }
 
 // handler is messaging's without the bytes: the delivery is in the context, so that the store deduplicates.
-func handler[E event.Event](x *explorer, useCase func(context.Context, E) error) func(event.Event) error {
+func handler[E event.Event](useCase func(context.Context, E) error) func(event.Event) error {
 	return func(e event.Event) error {
 		return useCase(app.WithDelivery(background, app.Delivery{OrderID: e.Subject()}), e.(E))
 	}

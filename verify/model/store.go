@@ -3,6 +3,7 @@ package model
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -62,7 +63,7 @@ func (x *explorer) locked(o int) error {
 type orderStore struct{ x *explorer }
 
 func (st orderStore) tx() app.OrderTx {
-	return app.OrderTx{Orders: orders{x: st.x}, Outbox: outbox{st.x}, History: history{}}
+	return app.OrderTx{Orders: orders{x: st.x}, Outbox: outbox(st), History: history{}}
 }
 
 // InTx implements app.Store.
@@ -79,7 +80,7 @@ func (st orderStore) View(ctx context.Context, fn func(context.Context, app.Orde
 type dispatchStore struct{ x *explorer }
 
 func (st dispatchStore) tx() app.DispatchTx {
-	return app.DispatchTx{Dispatches: dispatches{x: st.x}, Couriers: roster{x: st.x}, Outbox: outbox{st.x}, History: history{}}
+	return app.DispatchTx{Dispatches: dispatches{x: st.x}, Couriers: roster{x: st.x}, Outbox: outbox(st), History: history{}}
 }
 
 // InTx implements app.Store.
@@ -176,6 +177,16 @@ func (r dispatches) Update(ctx context.Context, id order.ID, change func(*dispat
 	return nil
 }
 
+// UpdateWaiting looks at the order that the step is about.
+func (r dispatches) UpdateWaiting(ctx context.Context, _ int, change func([]dispatch.Dispatch) (int, error)) error {
+	return r.Update(ctx, r.x.ids[r.x.order], func(d *dispatch.Dispatch) (bool, error) {
+		waiting := []dispatch.Dispatch{*d}
+		changed, err := change(waiting)
+		*d = waiting[0]
+		return changed == 1, err
+	})
+}
+
 // saveDispatch counts a courier who is sent, which no table does.
 func (x *explorer) saveDispatch(i int, d dispatch.Dispatch, inactive bool) {
 	x.instants(&d.Job.PlacedAt, &d.AssignedAt, &d.DeliveredAt, &d.ReleasedAt)
@@ -195,7 +206,18 @@ type roster struct {
 }
 
 func (r roster) Take(context.Context) (dispatch.CourierID, error) {
+	if !r.x.s.room {
+		return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_room", "no courier has room")
+	}
 	return dispatch.ParseCourierID(fmt.Sprintf("courier-%d", r.x.s.clients[r.x.order].sent+1))
+}
+
+func (r roster) TakeMany(ctx context.Context, orders int) ([]dispatch.CourierID, error) {
+	if orders == 0 {
+		return nil, nil
+	}
+	id, err := r.Take(ctx)
+	return slices.Repeat([]dispatch.CourierID{id}, orders), err
 }
 
 func (roster) Count(context.Context, dispatch.CourierID, int) error { return nil }
@@ -214,19 +236,18 @@ func (b outbox) Publish(_ context.Context, events ...event.Event) error {
 		if b.x.Defects.NoOutbox {
 			m.outbox, m.relays[0] = false, claimed
 		}
-		b.x.s.add(m)
+		b.x.add(m)
 	}
 	return nil
 }
 
-func (s *state) add(m message) {
-	for i := range s.messages {
-		if s.messages[i].event == 0 {
-			s.messages[i] = m
-			return
-		}
+func (x *explorer) add(m message) {
+	free := slices.IndexFunc(x.s.messages[:], func(m message) bool { return m.event == 0 })
+	if free < 0 {
+		x.broken = errors.New("more messages are under way than the model has room for")
+		return
 	}
-	panic("more messages are under way than the model has room for")
+	x.s.messages[free] = m
 }
 
 // number returns the event's number.
@@ -246,13 +267,16 @@ func (x *explorer) number(e event.Event) number {
 	case event.DispatchAssigned:
 		x.instants(&known.AssignedAt)
 		e = known
+	case event.DispatchImpossible:
+		x.instants(&known.PlacedAt, &known.GivenUpAt)
+		e = known
 	case event.DispatchDelivered:
 		x.instants(&known.AssignedAt, &known.DeliveredAt)
 		e = known
 	}
 	body, err := json.Marshal(e)
 	if err != nil {
-		panic(err)
+		x.broken = err
 	}
 	o := slices.IndexFunc(x.ids[:], func(id order.ID) bool { return id.String() == e.Subject() })
 	text := fmt.Sprintf("%s of order %d, version %d", e.Key(), o, e.OrderVersion())
