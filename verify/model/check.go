@@ -47,6 +47,8 @@ func (x *explorer) check(s *state, quiescent bool) string {
 func (x *explorer) always(s *state, o int) string {
 	c, row, d := &s.clients[o], x.row(s, o), x.dispatch(s, o)
 	switch {
+	case c.place == refused:
+		return "I6: the request was accepted before, and now it is refused"
 	case c.sent > 1:
 		return "I3: two couriers were sent"
 	case c.released && d.Active():

@@ -15,6 +15,7 @@ import (
 	"slices"
 
 	"takeout/app"
+	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
 	"takeout/domain/order"
@@ -214,7 +215,7 @@ type explorer struct {
 	useCases app.UseCases
 	legacy   *app.Orders
 	hurried  *app.Dispatches // for whom every order has waited too long
-	request  app.PlaceOrder
+	money    domain.Money
 	routes   map[string][]route // by event
 
 	rows       values[order.Snapshot, order.Snapshot]

@@ -20,29 +20,32 @@ func explore(t *testing.T, s Setting) Result {
 func TestProtocolKeepsItsPromisesWhateverFailsInWhateverOrder(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]Setting{
-		"nothing fails":                              {},
-		"two crashes":                                {Faults: Faults{Crashes: 2}},
-		"answers to COMMIT are lost":                 {Faults: Faults{LostAnswers: 2, Crashes: 1}},
-		"attempts fail":                              {Faults: Faults{Failures: 3}},
-		"an attempt fails, and a process dies":       {Faults: Faults{Failures: 1, Crashes: 1}},
-		"the reconciler does not wait":               {Faults: Faults{Hasty: 1, Crashes: 1}},
-		"clients ask again":                          {Again: true, Faults: Faults{Crashes: 1}},
-		"orders are brought":                         {Delivers: true, Faults: Faults{Crashes: 1}},
-		"couriers have no room":                      {NoRoom: true, Faults: Faults{Crashes: 1}},
-		"two relays, and a lease that ends":          {Relays: 2, Faults: Faults{Expiries: 1}},
-		"two relays, a lease that ends, and a crash": {Relays: 2, NoCancel: true, Faults: Faults{Expiries: 1, Crashes: 1}},
-		"two orders":                                 {Orders: 2},
-		"two orders, and a crash":                    {Orders: 2, NoCancel: true, Faults: Faults{Crashes: 1}},
-		"failover":                                   {Faults: Faults{Failovers: 1}},
-		"two failovers":                              {Faults: Faults{Failovers: 2}},
-		"failover, and a crash":                      {Faults: Faults{Failovers: 1, Crashes: 1}},
-		"failover, and the reconciler does not wait": {NoCancel: true, Faults: Faults{Failovers: 1, Hasty: 1}},
-		"failover, and clients ask again":            {Again: true, Faults: Faults{Failovers: 1}},
-		"failover, and orders are brought":           {Delivers: true, Faults: Faults{Failovers: 1}},
-		"failover, and couriers have no room":        {NoRoom: true, Faults: Faults{Failovers: 1}},
-		"legacy":                                     {Legacy: true},
-		"legacy, and a crash":                        {Legacy: true, Faults: Faults{Crashes: 1}},
-		"legacy, and failover":                       {Legacy: true, Faults: Faults{Failovers: 1}},
+		"nothing fails":                                    {},
+		"two crashes":                                      {Faults: Faults{Crashes: 2}},
+		"a crash, and nothing is reconciled":               {NoReconciler: true, Faults: Faults{Crashes: 1}},
+		"orders are brought, and nothing is reconciled":    {NoReconciler: true, Delivers: true},
+		"couriers have no room, and nothing is reconciled": {NoReconciler: true, NoRoom: true},
+		"answers to COMMIT are lost":                       {Faults: Faults{LostAnswers: 2, Crashes: 1}},
+		"attempts fail":                                    {Faults: Faults{Failures: 3}},
+		"an attempt fails, and a process dies":             {Faults: Faults{Failures: 1, Crashes: 1}},
+		"the reconciler does not wait":                     {Faults: Faults{Hasty: 1, Crashes: 1}},
+		"clients ask again":                                {Again: true, Faults: Faults{Crashes: 1}},
+		"orders are brought":                               {Delivers: true, Faults: Faults{Crashes: 1}},
+		"couriers have no room":                            {NoRoom: true, Faults: Faults{Crashes: 1}},
+		"two relays, and a lease that ends":                {Relays: 2, Faults: Faults{Expiries: 1}},
+		"two relays, a lease that ends, and a crash":       {Relays: 2, NoCancel: true, Faults: Faults{Expiries: 1, Crashes: 1}},
+		"two orders":                                       {Orders: 2},
+		"two orders, and a crash":                          {Orders: 2, NoCancel: true, Faults: Faults{Crashes: 1}},
+		"failover":                                         {Faults: Faults{Failovers: 1}},
+		"two failovers":                                    {Faults: Faults{Failovers: 2}},
+		"failover, and a crash":                            {Faults: Faults{Failovers: 1, Crashes: 1}},
+		"failover, and the reconciler does not wait":       {NoCancel: true, Faults: Faults{Failovers: 1, Hasty: 1}},
+		"failover, and clients ask again":                  {Again: true, Faults: Faults{Failovers: 1}},
+		"failover, and orders are brought":                 {Delivers: true, Faults: Faults{Failovers: 1}},
+		"failover, and couriers have no room":              {NoRoom: true, Faults: Faults{Failovers: 1}},
+		"legacy":                                           {Legacy: true},
+		"legacy, and a crash":                              {Legacy: true, Faults: Faults{Crashes: 1}},
+		"legacy, and failover":                             {Legacy: true, Faults: Faults{Failovers: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -51,7 +54,6 @@ func TestProtocolKeepsItsPromisesWhateverFailsInWhateverOrder(t *testing.T) {
 	}
 }
 
-// What a defect breaks is found, and what makes up for it is known.
 func TestDefectIsFoundUnlessSomethingElseMakesUpForIt(t *testing.T) {
 	t.Parallel()
 	crash, failover := Faults{Crashes: 1}, Faults{Failovers: 1}
@@ -76,7 +78,6 @@ func TestDefectIsFoundUnlessSomethingElseMakesUpForIt(t *testing.T) {
 		"cancellation unheard, failover":              {"I2", Setting{NoReconciler: true, Faults: failover, Defects: Defects{CancelUnheard: true}}},
 		"compensation does not wait for transactions": {"", Setting{Legacy: true, Defects: Defects{PlainRead: true}}},
 		"retries go to everybody":                     {"I10", Setting{Faults: Faults{Failures: 1}, Defects: Defects{RetryForEverybody: true}}},
-		"crashes need no reconciler":                  {"", Setting{NoReconciler: true, Faults: Faults{Crashes: 2}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -68,29 +68,30 @@ func (x *explorer) client(from *state, o int) {
 			x.may(from, true, func(s *state) bool { return x.announceEarly(s, o) }, "order %d is announced, and its transaction is open", o)
 			break
 		}
-		x.may(from, true, func(s *state) bool { return x.place(s, o) }, "order %d is placed, and the client is told", o)
 		x.may(from, true, func(s *state) bool {
-			x.answerLost = true
-			return spend(&s.left.LostAnswers) && x.place(s, o)
-		}, "order %d is placed, COMMIT takes effect and its answer is lost, it runs again, and the client is told", o)
-		x.may(from, true, func(s *state) bool {
-			return spend(&s.left.Crashes) && x.place(s, o) && forget(&s.clients[o].place)
-		}, "order %d is placed, and the process dies before it answers", o)
-		x.may(from, true, func(s *state) bool {
-			s.clients[o].place, s.clients[o].requests = unknown, c.requests+1
+			s.clients[o].place, s.clients[o].requests = max(c.place, unknown), c.requests+1
 			return spend(&s.left.Crashes)
 		}, "the process dies before it places order %d", o)
+		x.request(from, o, "order %d is placed", x.place, func(c *client) *answer { return &c.place })
 	}
 	if c := from.clients[o]; !x.NoCancel && c.place == accepted && c.cancel <= unknown {
-		x.may(from, true, func(s *state) bool { return x.cancel(s, o) }, "order %d is cancelled, or not, and the client is told", o)
-		x.may(from, true, func(s *state) bool {
-			x.answerLost = true
-			return spend(&s.left.LostAnswers) && x.cancel(s, o)
-		}, "order %d is cancelled, COMMIT takes effect and its answer is lost, it runs again, and the client is told", o)
-		x.may(from, true, func(s *state) bool {
-			return spend(&s.left.Crashes) && x.cancel(s, o) && s.clients[o].cancel == accepted && forget(&s.clients[o].cancel)
-		}, "order %d is cancelled, and the process dies before it answers", o)
+		x.request(from, o, "order %d is cancelled", x.cancel, func(c *client) *answer { return &c.cancel })
 	}
+}
+
+// request: takes effect, and the client is told so or not.
+func (x *explorer) request(from *state, o int, text string, do func(s *state, o int) bool, told func(*client) *answer) {
+	x.may(from, true, func(s *state) bool { return do(s, o) }, text+", or that is refused, and the client is told", o)
+	x.may(from, true, func(s *state) bool {
+		x.answerLost = true
+		return spend(&s.left.LostAnswers) && do(s, o)
+	}, text+", the answer to COMMIT is lost, it runs again, and the client is told", o)
+	x.may(from, true, func(s *state) bool {
+		known := *told(&s.clients[o])
+		done := spend(&s.left.Crashes) && do(s, o)
+		*told(&s.clients[o]) = max(known, unknown)
+		return done
+	}, text+", and the process dies before it answers", o)
 }
 
 // couriers: have room at last, and bring orders.
@@ -114,8 +115,6 @@ func (x *explorer) couriers(from *state, o int) {
 	}
 }
 
-func forget(a *answer) bool { *a = unknown; return true }
-
 func (x *explorer) place(s *state, o int) bool {
 	c := &s.clients[o]
 	c.requests++
@@ -124,9 +123,7 @@ func (x *explorer) place(s *state, o int) bool {
 	if x.Legacy {
 		orders = x.legacy
 	}
-	request := x.request
-	request.ID = x.ids[o]
-	_, err := orders.Place(background, request)
+	_, err := orders.Place(background, app.PlaceOrder{ID: x.ids[o], Name: "mapo tofu", Money: x.money})
 	switch domain.KindOf(err) {
 	case domain.Conflict, domain.Invalid:
 		c.place = refused
@@ -227,7 +224,7 @@ func (x *explorer) publish(s *state, m *message) {
 
 func (x *explorer) enqueue(s *state, m *message, r int) {
 	again := m.queues[r] > 0 || m.acked[r]
-	provoked := s.left != x.Faults && (s.left.Crashes < x.Faults.Crashes || s.left.Expiries < x.Faults.Expiries || s.failedOver)
+	provoked := s.left.Crashes < x.Faults.Crashes || s.left.Expiries < x.Faults.Expiries || s.failedOver
 	s.unprovoked = s.unprovoked || again && !provoked
 	m.queues[r] = min(m.queues[r]+1, 2)
 }
@@ -421,11 +418,10 @@ func (x *explorer) announcement(m *message) *announcement { return &x.events.all
 // newExplorer wires the use cases to stores that work on the current state.
 func newExplorer(setting Setting) (*explorer, error) {
 	x := &explorer{Setting: setting, routes: map[string][]route{}}
-	money, err := domain.NewMoney(2850, "CNY")
-	if err != nil {
+	var err error
+	if x.money, err = domain.NewMoney(2850, "CNY"); err != nil {
 		return nil, err
 	}
-	x.request = app.PlaceOrder{Name: "mapo tofu", Money: money}
 	for i := range x.ids {
 		if x.ids[i], err = order.ParseID(fmt.Sprintf("order-%d", i)); err != nil {
 			return nil, err
