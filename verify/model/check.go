@@ -55,7 +55,7 @@ func (x *explorer) always(s *state, o int) string {
 		return "I5: the dispatch was released and is active again"
 	case c.cancel == accepted && !s.failedOver && row != none && row.Status != order.Cancelled:
 		return "I5: the order was cancelled and is active again"
-	case c.cancel == refused && row.Status == order.Cancelled && d.State != dispatch.Impossible:
+	case c.cancel == refused && row.Status == order.Cancelled && row.CancelReason != order.ReasonNoCourier:
 		return "I7: the cancellation was refused and took effect"
 	case c.requests == 0 && (row != none || d != nobody):
 		return "I7: nobody asked for it"
@@ -73,9 +73,10 @@ var (
 func (x *explorer) atRest(s *state, o int) string {
 	c, row, d := &s.clients[o], x.row(s, o), x.dispatch(s, o)
 	// What the order database lost before anybody had heard of it nobody can bring back.
-	placeLost, cancelLost := s.failedOver && !c.placeTold, s.failedOver && !c.cancelTold
+	failedOver := s.failedOver && !x.DispatchFails
+	placeLost, cancelLost := failedOver && !c.placeTold, failedOver && !c.cancelTold
 	// Nor can a cancellation that it lost undo what the courier was faster with.
-	cancelLost = cancelLost || s.failedOver && d.State == dispatch.Delivered
+	cancelLost = cancelLost || failedOver && d.State == dispatch.Delivered
 	cancelled := row.Status == order.Cancelled
 	class, _ := app.JudgeDispatch(x.records(s, o))
 	switch {
@@ -85,7 +86,7 @@ func (x *explorer) atRest(s *state, o int) string {
 		return "I1: the order was accepted and is not there"
 	case row != none && d == nobody:
 		return "I1: the order was not dispatched"
-	case cancelled && c.cancel == unasked && d.State != dispatch.Impossible:
+	case cancelled && c.cancel == unasked && row.CancelReason != order.ReasonNoCourier:
 		return "I7: nobody cancelled the order"
 	case c.cancel == accepted && row != none && !cancelled && !cancelLost:
 		return "I5: the cancellation is lost"

@@ -30,10 +30,12 @@ type Setting struct {
 	Legacy       bool // orders are announced before COMMIT and not through the outbox
 	Delivers     bool // couriers bring orders
 	NoRoom       bool // no courier has room at first, and orders may be given up
-	NoReconciler bool
 	NoCancel     bool // clients do not cancel
 	Again        bool // clients send requests again that were answered
+	NoReconciler bool
 	NoDiscard    bool // no person gives up a message for good
+
+	DispatchFails bool // failovers are the dispatch database's, and not the order database's
 
 	Faults  Faults
 	Defects Defects
@@ -44,7 +46,7 @@ type Faults struct {
 	Crashes     uint8 // a process dies between two steps, or a confirm is lost, which looks the same
 	LostAnswers uint8 // COMMIT took effect, its answer was lost, and the store runs the transaction again
 	Failures    uint8 // an attempt to handle a message fails and may succeed later
-	Failovers   uint8 // the order database goes back to what its replica has
+	Failovers   uint8 // a database goes back to what its replica has
 	Expiries    uint8 // the lease of a living relay ends, and the other relay takes the row too
 	Hasty       uint8 // the reconciler acts although a queue still holds an event about the order
 }
@@ -115,7 +117,7 @@ type message struct {
 	relays [2]hold
 	queues [2]uint8 // copies in the queue of each of the event's routes; more than two are two
 	table  table
-	was    table // what the replica has, of the tables in the order database
+	was    table // what the replica has, of the tables in the database that fails
 	outWas bool  // the outbox row that the replica has
 	acked  [2]bool
 }

@@ -13,7 +13,7 @@ func explore(t *testing.T, s Setting) Result {
 	began := time.Now()
 	r, err := Explore(s)
 	require.NoError(t, err)
-	t.Logf("%v, %v", time.Since(began).Round(time.Millisecond), r)
+	t.Logf("%v: %v", time.Since(began).Round(time.Millisecond), r)
 	return r
 }
 
@@ -39,13 +39,16 @@ func TestProtocolKeepsItsPromisesWhateverFailsInWhateverOrder(t *testing.T) {
 		"failover":                                         {Faults: Faults{Failovers: 1}},
 		"two failovers":                                    {Faults: Faults{Failovers: 2}},
 		"failover, and a crash":                            {Faults: Faults{Failovers: 1, Crashes: 1}},
-		"failover, and the reconciler does not wait":       {NoCancel: true, Faults: Faults{Failovers: 1, Hasty: 1}},
-		"failover, and clients ask again":                  {Again: true, Faults: Faults{Failovers: 1}},
-		"failover, and orders are brought":                 {Delivers: true, Faults: Faults{Failovers: 1}},
-		"failover, and couriers have no room":              {NoRoom: true, Faults: Faults{Failovers: 1}},
-		"legacy":                                           {Legacy: true},
-		"legacy, and a crash":                              {Legacy: true, Faults: Faults{Crashes: 1}},
-		"legacy, and failover":                             {Legacy: true, Faults: Faults{Failovers: 1}},
+		"failover of the dispatch database":                {DispatchFails: true, Faults: Faults{Failovers: 1}},
+		"failover of the dispatch database, and a crash":   {DispatchFails: true, NoCancel: true, Faults: Faults{Failovers: 1, Crashes: 1}},
+		"failover of the dispatch database, and couriers have no room": {DispatchFails: true, NoRoom: true, Faults: Faults{Failovers: 1}},
+		"failover, and the reconciler does not wait":                   {NoCancel: true, Faults: Faults{Failovers: 1, Hasty: 1}},
+		"failover, and clients ask again":                              {Again: true, Faults: Faults{Failovers: 1}},
+		"failover, and orders are brought":                             {Delivers: true, Faults: Faults{Failovers: 1}},
+		"failover, and couriers have no room":                          {NoRoom: true, Faults: Faults{Failovers: 1}},
+		"legacy":                                                       {Legacy: true},
+		"legacy, and a crash":                                          {Legacy: true, Faults: Faults{Crashes: 1}},
+		"legacy, and failover":                                         {Legacy: true, Faults: Faults{Failovers: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

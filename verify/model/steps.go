@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"takeout/app"
 	"takeout/domain"
@@ -363,28 +364,37 @@ func (x *explorer) records(s *state, o int) (orders, dispatches []app.Record) {
 	return orders, dispatches
 }
 
-// failover: at some moment the replica stops to follow, and later it takes the order database's place. What happened in
-// between is undone in that database, and nowhere else.
+// failover: at some moment the replica of one database stops to follow, and later it takes that database's place. What
+// happened in between is undone there, and nowhere else.
 func (x *explorer) failover(from *state) {
 	if from.left.Failovers == 0 {
 		return
 	}
 	if !from.lags {
 		x.may(from, true, func(s *state) bool {
-			s.lags, s.replica = true, s.rows
+			s.lags, s.replica = true, *x.lost(s)
 			for i := range s.messages {
 				x.exchange(&s.messages[i], func(m *message, r int) {
 					m.was.inbox[r], m.was.aside[r] = m.table.inbox[r], m.table.aside[r]
 				}, func(m *message) { m.outWas = m.outbox })
 			}
 			return true
-		}, "the replica of the order database stops to follow")
+		}, "the replica of the %s database stops to follow", x.failing())
 		return
 	}
 	x.may(from, true, func(s *state) bool {
-		s.rows, s.replica, s.lags, s.failedOver = s.replica, [maxOrders]number{}, false, true
+		*x.lost(s), s.replica, s.lags, s.failedOver = s.replica, [maxOrders]number{}, false, true
 		for o := range s.clients {
-			s.clients[o].open = false
+			c := &s.clients[o]
+			if !x.DispatchFails {
+				c.open = false
+				continue
+			}
+			d := x.dispatch(s, o)
+			c.released = d.State == dispatch.Released
+			if d.CourierID == (dispatch.CourierID{}) {
+				c.sent = 0 // nobody can know of a courier whose dispatch is lost
+			}
 		}
 		for i := range s.messages {
 			x.exchange(&s.messages[i], func(m *message, r int) {
@@ -393,22 +403,35 @@ func (x *explorer) failover(from *state) {
 			s.messages[i].was, s.messages[i].outWas = table{}, false
 		}
 		return spend(&s.left.Failovers)
-	}, "the replica takes the order database's place")
+	}, "the replica takes the %s database's place", x.failing())
 }
 
-// exchange does something about each route whose consumer notes what it did in the order database, and about the row
-// in that database's outbox.
+func (x *explorer) failing() string {
+	if x.DispatchFails {
+		return "dispatch"
+	}
+	return "order"
+}
+
+func (x *explorer) lost(s *state) *[maxOrders]number {
+	if x.DispatchFails {
+		return &s.dispatches
+	}
+	return &s.rows
+}
+
+// exchange does something about each route whose consumer notes what it did in the database that fails, and about the
+// row in that database's outbox.
 func (x *explorer) exchange(m *message, notes func(m *message, r int), row func(m *message)) {
 	if m.event == 0 {
 		return
 	}
 	for r, route := range x.announcement(m).routes {
-		if route.Role.Service() == "order" {
+		if route.Role.Service() == x.failing() {
 			notes(m, r)
 		}
 	}
-	switch x.announcement(m).Event.(type) {
-	case event.OrderPlaced, event.OrderCancelled:
+	if strings.HasPrefix(x.announcement(m).Key(), x.failing()) {
 		row(m)
 	}
 }

@@ -199,7 +199,7 @@ func (x *explorer) saveDispatch(i int, d dispatch.Dispatch, inactive bool) {
 }
 
 // roster implements dispatch.Roster, but for what no use case of the model calls. A second courier for the same order
-// would be another one.
+// would be another one, and so is the first after a failover.
 type roster struct {
 	dispatch.Roster
 	x *explorer
@@ -209,7 +209,8 @@ func (r roster) Take(context.Context) (dispatch.CourierID, error) {
 	if !r.x.s.room {
 		return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_room", "no courier has room")
 	}
-	return dispatch.ParseCourierID(fmt.Sprintf("courier-%d", r.x.s.clients[r.x.order].sent+1))
+	again := r.x.s.failedOver && r.x.DispatchFails
+	return dispatch.ParseCourierID(fmt.Sprintf("courier-%d-%v", r.x.s.clients[r.x.order].sent+1, again))
 }
 
 func (r roster) TakeMany(ctx context.Context, orders int) ([]dispatch.CourierID, error) {
