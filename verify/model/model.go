@@ -265,8 +265,8 @@ func (r Result) String() string {
 }
 
 // Explore visits every state that the setting can reach, the nearest first, and stops at the first that violates an
-// invariant. If none does, it looks for states from which no quiescent state can be reached without another fault. An
-// error is about the model and says nothing about the protocol.
+// invariant. If none does, it looks for states from which no quiescent state can be reached without another fault or
+// request. An error is about the model and says nothing about the protocol.
 func Explore(setting Setting) (Result, error) {
 	x, err := newExplorer(setting)
 	if err != nil {
@@ -276,7 +276,7 @@ func Explore(setting Setting) (Result, error) {
 		states = []state{{left: setting.Faults, room: !setting.NoRoom}}
 		seen   = map[state]int32{states[0]: 0}
 		parent = []int32{-1}
-		edges  [][2]int32 // from, to; of steps that are no faults
+		edges  [][2]int32 // from, to; of steps that somebody owes
 		calm   []int32
 	)
 	result := func(violation string, at int32) (Result, error) {

@@ -37,7 +37,8 @@ func (x *explorer) steps(from state) {
 	x.failover(&from)
 }
 
-// may makes a step on a copy of the state, and tells the sink of it if do says that it was possible.
+// may makes a step on a copy of the state, and tells the sink of it if do says that it was possible. A step that nobody owes,
+// a fault or a wish, is told as a fault.
 func (x *explorer) may(from *state, fault bool, do func(s *state) bool, text string, args ...any) {
 	x.next = *from
 	x.current = current{s: &x.next, order: x.order, now: moment(100)}
@@ -150,6 +151,7 @@ func (x *explorer) announceEarly(s *state, o int) bool {
 	return true
 }
 
+// commit runs all of Place as the one whose transaction is open.
 func (x *explorer) commit(s *state, o int) bool {
 	x.opener = true
 	s.clients[o].requests--
@@ -173,6 +175,7 @@ func (x *explorer) cancel(s *state, o int) bool {
 }
 
 // relay: takes a row, sends its event, waits for the broker's confirm, deletes the row. Each may be the last that it does.
+// One relay alone needs no lease, and takes and sends in one step.
 func (x *explorer) relay(from *state, i, r int) {
 	m := &from.messages[i]
 	what := x.announcement(m).text
@@ -223,6 +226,7 @@ func (x *explorer) publish(s *state, m *message) {
 	}
 }
 
+// enqueue puts a copy into one queue, and notes if there was one before for which there is no reason.
 func (x *explorer) enqueue(s *state, m *message, r int) {
 	again := m.queues[r] > 0 || m.acked[r]
 	provoked := s.left.Crashes < x.Faults.Crashes || s.left.Expiries < x.Faults.Expiries || s.failedOver
@@ -260,6 +264,7 @@ func (x *explorer) consumer(from *state, i, r int) {
 	}
 }
 
+// handling is all that can happen between a message's delivery and its ack.
 func (x *explorer) handling(from *state, i, r int, what string, was aside, settle func(*message)) {
 	step := func(fault bool, spent func(*state) bool, settled bool, text string) {
 		x.may(from, fault, func(s *state) bool {
