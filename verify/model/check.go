@@ -43,6 +43,9 @@ func (x *explorer) check(s *state, quiescent bool) string {
 	return ""
 }
 
+// maxVersion is more than any order needs. Without a bound, corrections that correct nothing would be new states for ever.
+const maxVersion = 12
+
 // always checks what holds at every moment.
 func (x *explorer) always(s *state, o int) string {
 	c, row, d := &s.clients[o], x.row(s, o), x.dispatch(s, o)
@@ -57,6 +60,8 @@ func (x *explorer) always(s *state, o int) string {
 		return "I5: the order was cancelled and is active again"
 	case c.cancel == refused && row.Status == order.Cancelled && row.CancelReason != order.ReasonNoCourier:
 		return "I7: the cancellation was refused and took effect"
+	case row.Version > maxVersion:
+		return "I4: the order is corrected again and again"
 	case c.requests == 0 && (row != none || d != nobody):
 		return "I7: nobody asked for it"
 	}
