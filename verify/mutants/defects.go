@@ -13,8 +13,7 @@ var All = []Mutant{
 		msg.Ack()
 		return c.route.handle(msg, c.route.Queue, c.accept)`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"kill"},
+		Run: Run{Stack: "embedded", Faults: "kill", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "delete_before_confirm",
@@ -26,8 +25,7 @@ var All = []Mutant{
 			New: `var err error
 	go func() { _ = p.Publisher.Publish(topic, messages...) }()`,
 		}},
-		Stack:  "mysql+amqp",
-		Faults: []string{"broker-kill", "kill", "net-cut"},
+		Run: Run{Stack: "mysql+amqp", Faults: "broker-kill,kill,net-cut", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "no_inbox",
@@ -45,8 +43,7 @@ var All = []Mutant{
 		}
 		return ErrDuplicate`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"duplicate", "kill"},
+		Run: Run{Stack: "embedded", Faults: "duplicate,kill", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "no_unique",
@@ -66,8 +63,7 @@ var All = []Mutant{
 			New: `CREATE INDEX platoon_placed_at ON platoon (placed_at);
 CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"another-id"},
+		Run: Run{Stack: "embedded", Faults: "another-id", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "no_mandatory_returns",
@@ -77,8 +73,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `(p.exchange, topic, true, false, publishing)`,
 			New:  `(p.exchange, topic, false, false, publishing)`,
 		}},
-		Stack:  "mysql+amqp",
-		Faults: []string{"unbind"},
+		Run: Run{Stack: "mysql+amqp", Faults: "unbind", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "offset_pointer",
@@ -103,8 +98,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `"available_at <= "+s.db.Now, []any{}`,
 			New:  `fmt.Sprintf("id > %d AND available_at <= ", s.last)+s.db.Now, []any{}`,
 		}},
-		Stack:  "mysql+amqp",
-		Faults: []string{"broker-kill", "net-cut"},
+		Run: Run{Stack: "mysql+amqp", Faults: "broker-kill,net-cut", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "no_version",
@@ -114,8 +108,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `if o.status != Placed {`,
 			New:  `if o.status == Dispatched {`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"late-cancel", "stop"},
+		Run: Run{Stack: "embedded", Faults: "late-cancel,stop", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "physical_delete_cancel",
@@ -137,8 +130,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	}
 	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info (`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"duplicate"},
+		Run: Run{Stack: "embedded", Faults: "duplicate", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "comp_unsigned",
@@ -148,8 +140,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `if err := accept.signed(msg); err != nil {`,
 			New:  `if err := accept.signed(msg); err != nil && queue != "compensation.recreate-order" {`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"forged"},
+		Run: Run{Stack: "embedded", Faults: "forged", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "poison_on_ctx_cancel",
@@ -161,8 +152,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		return permanent
 	case errors.Is(err, errStopping):`,
 		}},
-		Stack:  "mysql+amqp",
-		Faults: []string{"net-cut", "broker-kill"},
+		Run: Run{Stack: "mysql+amqp", Faults: "net-cut,broker-kill", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "commit_error_means_failed",
@@ -175,8 +165,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}
 		if committing && db.outcomeUnknown(err) {`,
 		}},
-		Stack:  "mysql+amqp",
-		Faults: []string{"commit-lost"},
+		Run: Run{Stack: "mysql+amqp", Faults: "commit-lost", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "retry_to_shared_exchange",
@@ -200,8 +189,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"poison"},
+		Run: Run{Stack: "embedded", Faults: "poison", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "inbox_outside_tx",
@@ -219,8 +207,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	}
 	var out *outbox`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"kill"},
+		Run: Run{Stack: "embedded", Faults: "kill", Count: 10, Orders: 3000},
 	},
 	{
 		Name: "reconcile_no_verify",
@@ -235,7 +222,6 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `differ = append(differ, s.orderID)`,
 			New:  `p.found(c, s)`,
 		}},
-		Stack:  "embedded",
-		Faults: []string{"stop"},
+		Run: Run{Stack: "embedded", Faults: "stop", Count: 10, Orders: 3000},
 	},
 }

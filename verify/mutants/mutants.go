@@ -20,9 +20,8 @@ type Mutant struct {
 	What    string // is wrong with it, and which promise that breaks
 	Changes []Change
 
-	Stack  string   // on which it shows: "embedded" or "mysql+amqp"
-	Faults []string // of takeout verify that make it show
-	Expect []string // what a run reports then: one of these at least, as "I1/lost"
+	Run    Run      // in which it shows
+	Expect []string // what the run finds then, one of these at least, as "I1/lost"
 	Quick  bool     // it shows within seconds, with nothing installed
 }
 
