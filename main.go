@@ -20,6 +20,7 @@ import (
 	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 
+	"takeout/crashpoint"
 	"takeout/ports/messaging"
 	"takeout/service"
 )
@@ -149,7 +150,7 @@ func readSecretFiles() error {
 
 // warnUnknown points out variables that look like settings and are none, for they are usually spelled wrong.
 func warnUnknown(stderr io.Writer, model *kong.Application) {
-	known := map[string]bool{}
+	known := map[string]bool{crashpoint.Variable: true}
 	var visit func(*kong.Node)
 	visit = func(node *kong.Node) {
 		for _, flag := range node.Flags {
@@ -179,7 +180,14 @@ func (c *serveCmd) Run(out output) error {
 	if err := c.Validate(); err != nil {
 		return usage(err)
 	}
+	crashAt := os.Getenv(crashpoint.Variable)
+	if err := crashpoint.Arm(crashAt); err != nil {
+		return usage(err)
+	}
 	logger := newLogger(c.Config, out.err)
+	if crashAt != "" {
+		logger.Warn("this process is going to die on purpose", "at", crashAt)
+	}
 	ctx, stopped := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopped()
 	s, err := service.Start(ctx, c.Config, logger)

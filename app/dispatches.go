@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
@@ -117,9 +118,16 @@ func (s *Dispatches) AssignWaiting(ctx context.Context) (more bool, err error) {
 				return 0, err
 			}
 			decided = len(announcements)
-			return decided, tx.Outbox.Publish(ctx, announcements...)
+			err = tx.Outbox.Publish(ctx, announcements...)
+			if decided > 0 {
+				crashpoint.Here("dispatch.assign-waiting/before-commit")
+			}
+			return decided, err
 		})
 	})
+	if decided > 0 {
+		crashpoint.Here("dispatch.assign-waiting/after-commit")
+	}
 	return err == nil && decided == waitingBatch, err
 }
 

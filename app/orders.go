@@ -5,6 +5,7 @@ import (
 	"context"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/event"
 	"takeout/domain/order"
@@ -66,6 +67,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 	}
 	var placed Placement
 	runs := 0
+	crashpoint.Here("order.place/before-transaction")
 	err = s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		runs++
 		placed = Placement{Order: o.Snapshot()}
@@ -79,6 +81,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 			if err != nil {
 				return err
 			}
+			crashpoint.Here("order.place/after-answer")
 		}
 		err := tx.Orders.Add(ctx, o)
 		if domain.KindOf(err) == domain.Conflict {
@@ -88,8 +91,11 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		if err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, placedEvent(o.Snapshot()))
+		err = s.announce(ctx, tx, placedEvent(o.Snapshot()))
+		crashpoint.Here("order.place/before-commit")
+		return err
 	})
+	crashpoint.Here("order.place/after-commit")
 	return placed, err
 }
 
@@ -241,8 +247,11 @@ func (s *Orders) Cancel(ctx context.Context, id order.ID, reason string) (order.
 		if err != nil || !changed {
 			return err
 		}
-		return tx.Outbox.Publish(ctx, cancelledEvent(cancelled))
+		err = tx.Outbox.Publish(ctx, cancelledEvent(cancelled))
+		crashpoint.Here("order.cancel/before-commit")
+		return err
 	})
+	crashpoint.Here("order.cancel/after-commit")
 	return cancelled, err
 }
 

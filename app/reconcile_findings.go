@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/order"
 )
@@ -365,6 +366,7 @@ func (p *pass) repair(ctx context.Context, pairs []*comparison) {
 				p.complain("%v", err)
 			}
 			err := p.apply(ctx, f)
+			crashpoint.Here("reconcile/repaired")
 			if domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil {
 				p.complain("repair: %v", err)
 				break

@@ -24,6 +24,7 @@ import (
 	"takeout/adapters/sqlqueue"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/ports/httpapi"
@@ -454,6 +455,7 @@ func (s *Service) Stop(ctx context.Context) error {
 
 func (s *Service) stop() error {
 	var errs []error
+	crashpoint.Here("shutdown/before-drain")
 	if s.reconciler != nil {
 		s.reconciler.stop()
 	}
@@ -468,6 +470,7 @@ func (s *Service) stop() error {
 	for _, relay := range s.relays {
 		errs = append(errs, relay.Close())
 	}
+	crashpoint.Here("shutdown/half-drained")
 	if s.consumers != nil {
 		errs = append(errs, s.consumers.Close())
 	}
