@@ -42,6 +42,7 @@ type cli struct {
 	Compensation compensationCmd `cmd:"" help:"Show whether the compensation of a running takeout is stopped, and let it go on."`
 	Reconcile    reconcileCmd    `cmd:"" help:"Compare the services' databases once, and repair what differs if asked to."`
 	Topology     topologyCmd     `cmd:"" help:"Print which event goes through which queue to whom."`
+	Verify       verifyCmd       `cmd:"" help:"Try to lose an order or to dispatch one twice: load, faults and a checker, on servers of its own."`
 	Doctor       doctorCmd       `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
 	Config       configCmd       `cmd:"" help:"Print the settings in force, passwords masked."`
 	Healthcheck  healthcheckCmd  `cmd:"" help:"Ask a running takeout whether it is ready; the exit code says it."`

@@ -88,6 +88,14 @@ func (p *Process) End(patience time.Duration) error {
 // Ended is closed when the process has ended.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
+// ExitCode returns the code with which the process ended, -1 if a signal ended it or it has not.
+func (p *Process) ExitCode() int {
+	if p.Running() {
+		return -1
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
 // Kill ends the process and its children with SIGKILL, and returns when it has ended.
 func (p *Process) Kill() {
 	if p.Running() {
