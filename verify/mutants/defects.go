@@ -13,7 +13,7 @@ var All = []Mutant{
 		msg.Ack()
 		return c.route.handle(msg, c.route.Queue, c.accept)`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "kill", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 4, Kinds: "kill",
 	},
 	{
 		Name: "delete_before_confirm",
@@ -25,7 +25,8 @@ var All = []Mutant{
 			New: `var err error
 	go func() { _ = p.Publisher.Publish(topic, messages...) }()`,
 		}},
-		Run: Run{Stack: "mysql+amqp", Faults: "broker-kill,kill,net-cut", Count: 10, Orders: 3000},
+		Servers: true,
+		Orders:  600, Faults: 4, Kinds: "publish-cut",
 	},
 	{
 		Name: "no_inbox",
@@ -43,7 +44,7 @@ var All = []Mutant{
 		}
 		return ErrDuplicate`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "duplicate,kill", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 4, Kinds: "kill",
 	},
 	{
 		Name: "no_unique",
@@ -63,7 +64,8 @@ var All = []Mutant{
 			New: `CREATE INDEX platoon_placed_at ON platoon (placed_at);
 CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "another-id", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 6, Kinds: "another-id,forged,duplicate",
+		Expect: []string{"I3 duplicated"},
 	},
 	{
 		Name: "no_mandatory_returns",
@@ -73,7 +75,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `(p.exchange, topic, true, false, publishing)`,
 			New:  `(p.exchange, topic, false, false, publishing)`,
 		}},
-		Run: Run{Stack: "mysql+amqp", Faults: "unbind", Count: 10, Orders: 3000},
+		Servers: true,
+		Orders:  600, Faults: 6, Kinds: "unbind",
 	},
 	{
 		Name: "offset_pointer",
@@ -98,7 +101,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `"available_at <= "+s.db.Now, []any{}`,
 			New:  `fmt.Sprintf("id > %d AND available_at <= ", s.last)+s.db.Now, []any{}`,
 		}},
-		Run: Run{Stack: "mysql+amqp", Faults: "broker-kill,net-cut", Count: 10, Orders: 3000},
+		Servers: true,
+		Orders:  600, Faults: 4, Kinds: "publish-cut",
 	},
 	{
 		Name: "no_version",
@@ -108,7 +112,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `if o.status != Placed {`,
 			New:  `if o.status == Dispatched {`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "late-cancel,stop", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 4, Kinds: "kill",
 	},
 	{
 		Name: "physical_delete_cancel",
@@ -130,7 +134,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	}
 	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info (`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "duplicate", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 6, Kinds: "another-id,forged,duplicate",
+		Expect: []string{"I5 resurrected"},
 	},
 	{
 		Name: "comp_unsigned",
@@ -140,7 +145,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `if err := accept.signed(msg); err != nil {`,
 			New:  `if err := accept.signed(msg); err != nil && queue != "compensation.recreate-order" {`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "forged", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 6, Kinds: "another-id,forged,duplicate",
+		Expect: []string{"I7 unexpected"},
 	},
 	{
 		Name: "poison_on_ctx_cancel",
@@ -152,7 +158,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		return permanent
 	case errors.Is(err, errStopping):`,
 		}},
-		Run: Run{Stack: "mysql+amqp", Faults: "net-cut,broker-kill", Count: 10, Orders: 3000},
+		Servers: true,
+		Orders:  600, Faults: 4, Kinds: "ack-lost",
 	},
 	{
 		Name: "commit_error_means_failed",
@@ -165,7 +172,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}
 		if committing && db.outcomeUnknown(err) {`,
 		}},
-		Run: Run{Stack: "mysql+amqp", Faults: "commit-lost", Count: 10, Orders: 3000},
+		Servers: true,
+		Orders:  600, Faults: 4, Kinds: "commit-lost-after",
 	},
 	{
 		Name: "retry_to_shared_exchange",
@@ -189,7 +197,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "poison", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 4, Kinds: "kill",
 	},
 	{
 		Name: "inbox_outside_tx",
@@ -207,7 +215,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	}
 	var out *outbox`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "kill", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 4, Kinds: "kill",
 	},
 	{
 		Name: "reconcile_no_verify",
@@ -222,6 +230,6 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `differ = append(differ, s.orderID)`,
 			New:  `p.found(c, s)`,
 		}},
-		Run: Run{Stack: "embedded", Faults: "stop", Count: 10, Orders: 3000},
+		Orders: 800, Faults: 4, Kinds: "kill",
 	},
 }

@@ -1,91 +1,71 @@
+//go:build unix
+
 package mutants
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"log/slog"
 	"slices"
-	"strconv"
+	"strings"
 	"time"
+
+	"takeout/verify"
 )
 
-// Run is a run of takeout verify.
-type Run struct {
-	Stack  string // "embedded" or "mysql+amqp"
-	Faults string // their kinds, separated by commas
-	Count  int    // of faults
-	Orders int
+// Options are those of the run of takeout verify in which the mutant shows, if program is the mutant. Where the run keeps
+// its files, and which servers it takes, is left to the caller.
+func (m Mutant) Options(program string) verify.Options {
+	stack := verify.Embedded
+	if m.Servers {
+		stack = verify.Servers
+	}
+	return verify.Options{
+		Stack: stack, Orders: m.Orders, Faults: m.Faults, Kinds: strings.Split(m.Kinds, ","), Seed: seed, Roles: 1,
+		Settle: settle, Program: program,
+	}
 }
 
-// String says it in a few words.
-func (r Run) String() string {
-	return fmt.Sprintf("%d orders and %d faults (%s) on %s", r.Orders, r.Count, r.Faults, r.Stack)
-}
-
-// seed of all runs. Whether a mutant shows depends on time too, so that the settings of a run leave room for chance.
-const seed = 20261125
-
-// runTime is how long a run may take.
-const runTime = 5 * time.Minute
+const (
+	// seed is that of all runs. Whether a mutant shows depends on time, too: its run leaves room for chance.
+	seed = 20261125
+	// settle is how long a run waits for the end of what is under way. The program takes a third of it.
+	settle = time.Minute
+)
 
 // Verdict is what a run came to.
 type Verdict struct {
-	Code  int      // of takeout verify: 0 for a program that kept its promises, 1 for one that did not
-	Found []string // the kinds of violations, as "I1/lost"
+	Found []string // the kinds of violations, as "I1 lost"
+	Told  []string // some of the violations, as people read them
 	Took  time.Duration
-	Said  string // how the output ends
 }
 
-// Verify runs program verify, and lets it keep its files in dir.
-func (r Run) Verify(ctx context.Context, program, dir string) (Verdict, error) {
-	ctx, cancel := context.WithTimeout(ctx, runTime)
-	defer cancel()
-	report := filepath.Join(dir, "report.json")
-	verify := exec.CommandContext(ctx, program, "verify", "--stack", r.Stack, "--fault", r.Faults, "--faults", strconv.Itoa(r.Count),
-		"--orders", strconv.Itoa(r.Orders), "--seed", strconv.Itoa(seed), "--json", report)
-	verify.Cancel = func() error { return verify.Process.Signal(os.Interrupt) } // it has servers to stop
-	verify.WaitDelay = 30 * time.Second
+// Verify does a run. It is this program that verifies, and not the one that is verified: a mutant's eyes may be bad.
+func Verify(ctx context.Context, o verify.Options) (Verdict, error) {
 	began := time.Now()
-	said, err := verify.CombinedOutput()
-	v := Verdict{Code: verify.ProcessState.ExitCode(), Took: time.Since(began), Said: string(said[max(0, len(said)-2000):])}
-	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
-		return v, err
-	}
-	if v.Code > 1 || v.Code < 0 {
-		return v, fmt.Errorf("takeout verify ended with code %d: %s", v.Code, v.Said)
-	}
-	v.Found, err = violations(report)
-	return v, err
-}
-
-// violations reads the kinds of violations from a report.
-func violations(file string) ([]string, error) {
-	text, err := os.ReadFile(file)
+	report, err := verify.Run(ctx, o, silent{}, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return nil, err
+		return Verdict{}, err
 	}
-	var report struct {
-		Violations []struct{ Invariant, Class string }
+	v := Verdict{Took: time.Since(began)}
+	for _, violation := range report.All() {
+		v.Found = append(v.Found, violation.Invariant+" "+violation.Class)
+		v.Told = append(v.Told, fmt.Sprintf("%s %s: order %q: %s", violation.Invariant, violation.Class, violation.OrderID, violation.Detail))
 	}
-	if err := json.Unmarshal(text, &report); err != nil {
-		return nil, fmt.Errorf("the report cannot be read: %w", err)
-	}
-	var kinds []string
-	for _, v := range report.Violations {
-		kinds = append(kinds, v.Invariant+"/"+v.Class)
-	}
-	slices.Sort(kinds)
-	return slices.Compact(kinds), nil
+	slices.Sort(v.Found)
+	v.Found = slices.Compact(v.Found)
+	return v, nil
 }
 
-// CaughtBy returns those violations of the verdict that the mutant is expected to show; none if it was not caught.
+// CaughtBy returns those violations that the mutant is expected to show; none if it was not caught.
 func (m Mutant) CaughtBy(v Verdict) []string {
-	if v.Code != 1 {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(v.Found), func(kind string) bool { return !slices.Contains(m.Expect, kind) })
+	return slices.DeleteFunc(slices.Clone(m.Expect), func(kind string) bool { return !slices.Contains(v.Found, kind) })
 }
+
+// silent shows nobody how far a run is.
+type silent struct{}
+
+func (silent) Stage(string)                         {}
+func (silent) Counts(int, int, int, int)            {}
+func (silent) Fault(string)                         {}
+func (silent) Mended(string, string, time.Duration) {}

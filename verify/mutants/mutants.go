@@ -20,9 +20,14 @@ type Mutant struct {
 	What    string // is wrong with it, and which promise that breaks
 	Changes []Change
 
-	Run    Run      // in which it shows
-	Expect []string // what the run finds then, one of these at least, as "I1/lost"
-	Quick  bool     // it shows within seconds, with nothing installed
+	// The run of takeout verify in which it shows.
+	Servers bool   // on MySQL and RabbitMQ, because it does not show on the embedded stack
+	Orders  int    // to place
+	Faults  int    // to make
+	Kinds   string // of faults, separated by commas
+	// What the run finds then: one of these at least, as "I1 lost".
+	Expect []string
+	Quick  bool // it shows within seconds, with nothing installed
 }
 
 // Change replaces a text in a file of the program.
