@@ -58,7 +58,7 @@ func (r *run) announce(ctx context.Context, e event.Event, at time.Time, key str
 	}
 	return r.send(ctx, e.Key(), copies, amqp.Publishing{
 		MessageId: id, Headers: headers, Body: body, ContentType: "application/json", DeliveryMode: amqp.Persistent,
-	}, check.Foreign{EventID: id, OrderID: e.Subject(), Key: e.Key(), Hash: sha256.Sum256(body), Want: want})
+	}, check.Foreign{EventID: id, OrderID: e.Subject(), Key: e.Key(), Body: sha256.Sum256(body), Want: want})
 }
 
 func (r *run) send(ctx context.Context, key string, copies int, p amqp.Publishing, expect check.Foreign) error {
@@ -156,7 +156,7 @@ func poison(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		key := all[rnd.IntN(len(all))].Event
 		headers := amqp.Table{event.SignatureHeader: keys.Sign(body)} // whoever has the key can be mistaken, too
 		if err := r.send(ctx, key, 1, amqp.Publishing{MessageId: id, Headers: headers, Body: body, DeliveryMode: amqp.Persistent},
-			check.Foreign{EventID: id, Key: key, Hash: sha256.Sum256(body), Want: check.Kept}); err != nil {
+			check.Foreign{EventID: id, Key: key, Body: sha256.Sum256(body), Want: check.Kept}); err != nil {
 			return "", err
 		}
 	}

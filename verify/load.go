@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -198,17 +200,24 @@ func (l *load) insist(ctx context.Context, number int, o history.Order) string {
 			}
 			return ""
 		}
-		if o.ID+o.Key == "" {
-			if id == "" {
-				return "" // asking again could make a second order
-			}
+		switch {
+		case o.ID+o.Key != "" || unsent(err):
+		case id != "":
 			body["order_id"] = id // the service says under which id it may be stored
+		default:
+			return "" // asking again could make a second order
 		}
 		if !pause(ctx, backoff(try)) {
 			return ""
 		}
 	}
 	return ""
+}
+
+// unsent reports whether a request never left because nobody listened.
+func unsent(err error) bool {
+	failed, ok := errors.AsType[*net.OpError](err)
+	return ok && failed.Op == "dial"
 }
 
 // note keeps how long placing an order took, if what was broken did not change meanwhile.

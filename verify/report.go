@@ -105,6 +105,23 @@ func (r *Report) Line() string {
 	for _, n := range r.Points {
 		deaths += n
 	}
-	return fmt.Sprintf("orders=%d faults=%d (%s) crash-points %d/%d hit %d times · %s · heal→rest=%.1fs · 95 %%: <%.2g per order, <%.2g per fault",
-		r.Orders, r.Faults, strings.Join(groups, ", "), len(r.Points), len(pointsOf(r.Stack)), deaths, r.Checked.Line(), r.Rest, r.BoundOrders, r.BoundFaults)
+	c := r.Checked
+	return fmt.Sprintf("orders=%d (cancelled %d, delivered %d) faults=%d (%s) crash-points %d/%d hit %d times · "+
+		"lost=%d duplicate_effects=%d orphans=%d resurrected=%d other=%d · "+
+		"unknown=%d recovered=%d dup_absorbed=%d compensated=%d kept=%d repaired=%d · heal→rest=%.1fs · 95 %%: <%.2g per order, <%.2g per fault",
+		r.Orders, c.Cancelled, c.Delivered, r.Faults, strings.Join(groups, ", "), len(r.Points), len(pointsOf(r.Stack)), deaths,
+		c.Count("lost"), c.Count("duplicated"), c.Count("orphan"), c.Count("resurrected"), r.others(),
+		c.Unknown, c.Recovered, c.Absorbed, c.Recreated, c.Failures, r.Repaired, r.Rest, r.BoundOrders, r.BoundFaults)
+}
+
+// others counts the violations that have no name of their own in the line.
+func (r *Report) others() int {
+	n := len(r.Violations)
+	for _, count := range r.Checked.ViolationCount {
+		n += count
+	}
+	for _, class := range []string{"lost", "duplicated", "orphan", "resurrected"} {
+		n -= r.Checked.Count(class)
+	}
+	return n
 }

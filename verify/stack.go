@@ -79,6 +79,11 @@ func newServers(ctx context.Context, mysqlURL, amqpURL, run string, logger *slog
 		return nil, errors.New("TAKEOUT_VERIFY_AMQP_URL: must be amqp://user:password@host:port/vhost")
 	}
 	s.amqpURL = mq.String()
+	for kind, server := range map[servers.Kind]*url.URL{servers.MySQL: db, servers.RabbitMQ: mq} {
+		if _, err := servers.Greet(kind, server); err != nil {
+			return nil, fmt.Errorf("%s at %s: %w", kind.Title(), server.Host, err)
+		}
+	}
 	if s.sqlProxy, err = proxy.Listen(withPort(db, "3306"), proxy.MySQL); err != nil {
 		return nil, err
 	}

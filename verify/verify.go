@@ -271,8 +271,8 @@ func (r *run) check(ctx context.Context) error {
 	began := time.Now()
 	found, err := check.Run(ctx, check.Input{
 		Plan: r.load.plan, History: r.load.history, Databases: r.stack.databases, Queues: held, Foreign: r.foreign, Destroyed: r.hurt,
-		Logs: r.fleet.logs(), Canaries: []string{eventKey, payloadCanary, "Mapo tofu"},
-	}, r.show.Stage)
+		Logs: r.fleet.logs(), Canaries: []string{eventKey, payloadCanary, "Pelmeni"},
+	}, nil)
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
