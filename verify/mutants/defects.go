@@ -14,6 +14,7 @@ var All = []Mutant{
 		return c.route.handle(msg, c.route.Queue, c.accept)`,
 		}},
 		Orders: 800, Faults: 4, Kinds: "kill",
+		Expect: []string{"I8 lost"},
 	},
 	{
 		Name: "delete_before_confirm",
@@ -45,6 +46,7 @@ var All = []Mutant{
 		return ErrDuplicate`,
 		}},
 		Orders: 800, Faults: 4, Kinds: "kill",
+		Expect: []string{"I3 duplicated"},
 	},
 	{
 		Name: "no_unique",
