@@ -8,10 +8,10 @@ with_servers = $(GO) run ./tests/testenv/run --
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test test-race lint fmt build image
+.PHONY: help run up down test test-race verify-mutants lint fmt build image
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## run everything on :8080, with nothing installed but Go
 	$(GO) run .
@@ -28,6 +28,9 @@ test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
 
 test-race: ## run all tests with the race detector; slower
 	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race ./...
+
+verify-mutants: ## plant defects in the program, one at a time, and require that takeout verify finds each
+	$(GO) run ./verify/mutants/run
 
 lint: ## run golangci-lint; the first time builds it, in two minutes
 	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...

@@ -6,6 +6,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,8 +37,9 @@ type Options struct {
 	Faults   int           // to make, 0 or more
 	Duration time.Duration // after which no more orders are placed and no more faults made, without limit if zero
 	Seed     uint64
-	Roles    int      // processes of each role; always one process of all roles on the embedded stack
-	Kinds    []string // of faults, as Kinds names them; empty for all that the stack can have but those that destroy messages
+	Roles    int           // processes of each role; always one process of all roles on the embedded stack
+	Settle   time.Duration // how long everything may take to come to rest after the last fault; five minutes if zero
+	Kinds    []string      // of faults, as Kinds names them; empty for all that the stack can have but those that destroy messages
 
 	MySQLURL string // a server to use; one is started if empty, and only that one is killed and restarted
 	AMQPURL  string // likewise
@@ -68,7 +70,7 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// settleTime is how long everything may take to come to rest after the last fault.
+// settleTime is how long everything may take to come to rest if Options do not say it.
 const settleTime = 5 * time.Minute
 
 // eventKey signs the run's events, and must be in no log.
@@ -212,7 +214,8 @@ func (r *run) heal(ctx context.Context) error {
 
 // rest waits until nothing is on its way in the databases and the broker, three looks in a row.
 func (r *run) rest(ctx context.Context) error {
-	deadline := time.Now().Add(settleTime)
+	limit := cmp.Or(r.Settle, settleTime)
+	deadline := time.Now().Add(limit)
 	var left map[string]int
 	for quiet := 0; quiet < 3; {
 		if !pause(ctx, 200*time.Millisecond) {
@@ -232,7 +235,7 @@ func (r *run) rest(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("see whether everything is at rest: %w", err)
 			}
-			r.violated("I4", "stuck", "%s after the last fault there is still %v", settleTime, left)
+			r.violated("I4", "stuck", "%s after the last fault there is still %v", limit, left)
 			return nil
 		}
 	}
