@@ -426,3 +426,10 @@ func TestEveryConsumerHasCrashPoints(t *testing.T) {
 	}
 	require.Equal(t, want, roles)
 }
+
+func TestCrashPointThatDoesNotExistIsAWrongSetting(t *testing.T) {
+	t.Parallel()
+	o := run(t, map[string]string{crashpoint.Variable: "outbox/claimd"}, "serve")
+	o.complains(t, 2, crashpoint.Variable, "outbox/claimd", "outbox/claimed")
+	require.NotContains(t, o.stderr, "there is no setting", "it is known, though no help shows it")
+}
