@@ -4,14 +4,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"takeout/domain/event"
+	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
 	"takeout/service"
 )
@@ -280,5 +283,132 @@ func TestWrongEventOfAnyTypeIsKeptByEachOfItsConsumersAndChangesNothing(t *testi
 		s.addCourier(t, "qian", 0)
 		s.awaitDispatched(t, id)
 		s.awaitDispatched(t, s.place(t, "a neighbour", 1))
+	})
+}
+
+func TestMessageIDThatIsNoneOfOursIsKeptAsFarAsItCanBe(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		publish := s.stranger(t)
+		longest := 300
+		if strings.HasPrefix(s.broker, "amqp") {
+			longest = 255 // which is all that AMQP carries
+		}
+		ids := []string{
+			strings.Repeat("x", longest), strings.Repeat("é", longest/2), "a b", "a\r\nINJECTED", "a\x00b", "\x1b[2J", "\xff\xfe", "🍜", "'; DROP TABLE failure; --", "\u202e", "-1",
+		}
+		for i, id := range ids {
+			publish("order.placed", id, announce(t, newEventID(), fmt.Sprint("o-", i), 100), map[string]string{"x-case": fmt.Sprint(i)})
+		}
+		s.awaitDispatchRows(t, len(ids), "SELECT COUNT(*) FROM failure WHERE error_code = 'event_id_mismatch' AND attempts = 1 AND state = 'open'")
+		s.awaitCount(t, len(ids), "SELECT COUNT(*) FROM failure WHERE error_code = 'event_id_mismatch'")
+		for _, f := range s.listFailures(t, "?limit=200").Items { // and can be shown and closed
+			require.Equal(t, "event_id_mismatch", f.Code)
+			decoded[httpapi.FailureBody](t, mustSend(t, "POST", s.api+"/v1/failures/"+f.ID+"/discard", `{"reason":"not ours"}`), 200)
+		}
+		require.Zero(t, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon"))
+		s.awaitDispatched(t, s.place(t, "a neighbour", 1))
+	})
+}
+
+// What another AMQP client sets beside the body has no effect: an order is dispatched once, and by what its body says.
+func TestWhatAForeignClientSetsBesideTheBodyHasNoEffect(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, production(t))
+	s.publisher(t) // the queues are there
+	u := parse(t, s.broker)
+	exchange := u.Query().Get("namespace")
+	u.RawQuery = ""
+	conn, err := amqp.Dial(u.String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	require.NoError(t, channel.Confirm(false))
+	elsewhere, err := channel.QueueDeclare("", false, true, true, false, nil)
+	require.NoError(t, err)
+
+	every := amqp.Table{
+		"bool": true, "int8": int8(-128), "uint8": uint8(255), "int16": int16(-1), "uint16": uint16(65535), "int32": int32(math.MinInt32), "uint32": uint32(math.MaxUint32),
+		"int64": int64(math.MinInt64), "float": float32(-math.MaxFloat32), "double": math.SmallestNonzeroFloat64, "decimal": amqp.Decimal{Scale: 255, Value: math.MinInt32},
+		"text": "a\x00b\xff\u202e", "empty": "", "bytes": []byte{0, 255}, "list": []any{int32(1), []any{amqp.Table{"x": nil}}, "y"}, "table": amqp.Table{"a": amqp.Table{"b": []any{}}},
+		"time": time.Unix(-1<<40, 0), "void": nil, "": "no name", "\xff\xfe": "not UTF-8", strings.Repeat("k", 255): "long", "large": strings.Repeat("v", 60_000),
+	}
+	cases := map[string]amqp.Publishing{
+		"headers of every type":      {Headers: every},
+		"the broker's own records":   {Headers: amqp.Table{"x-death": []any{amqp.Table{"reason": "delivery_limit", "count": int64(99)}}, "x-delivery-count": int64(1000), "x-acquired-count": int64(-1)}},
+		"our own mark":               {Headers: amqp.Table{"takeout-undeliverable": "the broker gave it up", "amqp-redelivered": "true"}},
+		"a count of attempts":        {Headers: amqp.Table{"x-attempt": int64(-1), "attempts": int64(1e9), "x-retry": "NaN", "tier": int32(99), "failure_id": int64(1)}},
+		"a signature that is none":   {Headers: amqp.Table{event.SignatureHeader: int64(7)}},
+		"an order in the headers":    {Headers: amqp.Table{"order_id": "o-other", "ce-subject": "o-other", "ce-type": "takeout.order.cancelled.v1"}},
+		"reply to a queue":           {ReplyTo: elsewhere.Name, CorrelationId: strings.Repeat("c", 255)},
+		"reply to nowhere":           {ReplyTo: "\x00"},
+		"priority 255":               {Priority: 255},
+		"not persistent":             {DeliveryMode: 1},
+		"an hour to live":            {Expiration: "3600000"},
+		"made in 1970":               {Timestamp: time.Unix(1, 0)},
+		"made in 10000":              {Timestamp: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)},
+		"text/xml":                   {ContentType: "text/xml; charset=utf-16"},
+		"a type of 255 bytes":        {ContentType: strings.Repeat("x", 255), Type: strings.Repeat("\xff", 255), AppId: "\x1b[2J"},
+		"gzip that is none":          {ContentType: "application/json", ContentEncoding: "gzip"},
+		"a batch that is none":       {ContentType: "application/cloudevents-batch+json"},
+		"a copy to another consumer": {Headers: amqp.Table{"CC": []any{"order.cancelled"}}},
+		"a blind copy":               {Headers: amqp.Table{"BCC": []any{"dispatch.assigned", "nobody"}}},
+	}
+	names := slices.Sorted(maps.Keys(cases))
+	for i, name := range names {
+		p := cases[name]
+		p.Body = announce(t, newEventID(), fmt.Sprint("o-", i), int64(100+i))
+		confirm, err := channel.PublishWithDeferredConfirmWithContext(t.Context(), exchange, "order.placed", true, false, p)
+		require.NoError(t, err, name)
+		acked, err := confirm.WaitContext(t.Context())
+		require.NoError(t, err, name)
+		require.True(t, acked, "%s: the broker has it", name)
+	}
+	for i, name := range names {
+		eventually(t, name+" is dispatched", func() error {
+			if n := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND order_money = ? AND state = 'assigned'", fmt.Sprint("o-", i), 100+i); n != 1 {
+				return fmt.Errorf("%d rows; failures: %q", n, rowTexts(t, s.dispatch, "SELECT message_id, error_code, error_text FROM failure"))
+			}
+			return nil
+		})
+		s.awaitDispatchedOnceMade(t, fmt.Sprint("o-", i))
+	}
+	require.Equal(t, len(cases), s.dispatchRows(t, "SELECT COUNT(*) FROM platoon"))
+	// RabbitMQ itself sends copies, which other consumers keep: they are of no type that these handle.
+	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM failure WHERE consumer = 'dispatch.release-courier' AND error_code = 'event_type_unexpected'")
+	s.awaitCount(t, 1, "SELECT COUNT(*) FROM failure WHERE consumer = 'order.mark-dispatched' AND error_code = 'event_type_unexpected'")
+	s.awaitCount(t, 1, "SELECT COUNT(*) FROM failure WHERE consumer = 'compensation.recreate-cancelled-order' AND error_code = 'event_type_unexpected'")
+	require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM failure"))
+	require.Equal(t, 2, s.orderRows(t, "SELECT COUNT(*) FROM failure"))
+	_, answered, err := channel.Get(elsewhere.Name, true)
+	require.NoError(t, err)
+	require.False(t, answered, "nobody replies")
+	require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE status = 'dispatched' AND orderId = 'o-0'"))
+}
+
+// A message that has no time to live either has its effect or is kept as what the broker gave up.
+func TestMessageThatExpiresAtOnceIsHandledOrKept(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, production(t))
+	s.publisher(t)
+	u := parse(t, s.broker)
+	exchange := u.Query().Get("namespace")
+	u.RawQuery = ""
+	conn, err := amqp.Dial(u.String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	channel, err := conn.Channel()
+	require.NoError(t, err)
+	const n = 20
+	for i := range n {
+		require.NoError(t, channel.PublishWithContext(t.Context(), exchange, "order.placed", true, false,
+			amqp.Publishing{Body: announce(t, newEventID(), fmt.Sprint("o-", i), 100), Expiration: "0", DeliveryMode: 1}))
+	}
+	eventually(t, "each is handled or kept", func() error {
+		dispatched := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon")
+		if kept := s.dispatchRows(t, "SELECT COUNT(*) FROM failure WHERE error_class = 'undeliverable' AND error_text LIKE '%expired%'"); dispatched+kept != n {
+			return fmt.Errorf("%d dispatched, %d kept", dispatched, kept)
+		}
+		return nil
 	})
 }
