@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"unicode"
 	"unicode/utf8"
@@ -384,4 +386,53 @@ func TestNoOperationTakesWhatIsWrong(t *testing.T) {
 	for line := range strings.Lines(p.log.String()) {
 		require.False(t, strings.HasPrefix(line, "INJECTED"), "a request must not write a line of the log")
 	}
+}
+
+func TestHundredCancellationsAtOnceCancelOnceWhileTheOrderIsSentAgain(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		const order = `{"order_id":"o-1","name":"x","amount":100}`
+		require.Equal(t, http.StatusCreated, mustSend(t, http.MethodPost, s.api+"/v1/orders", order).status)
+		s.awaitDispatched(t, "o-1")
+		var clients sync.WaitGroup
+		for i := range 100 {
+			clients.Go(func() {
+				path, body := "/v1/orders/o-1/cancel", `{"reason":"rain"}`
+				if i%5 == 0 {
+					path, body = "/v1/orders", order
+				}
+				for {
+					a, err := send(http.MethodPost, s.api+path, body)
+					if err != nil || a.status != http.StatusOK && a.status != http.StatusConflict && a.status != http.StatusServiceUnavailable {
+						t.Errorf("%s: %v, %s", path, err, a)
+					}
+					if err != nil || a.status == http.StatusOK {
+						return
+					}
+				}
+			})
+		}
+		clients.Wait()
+		require.Equal(t, "cancelled", s.get(t, "o-1").Status)
+		require.EqualValues(t, 3, s.get(t, "o-1").Version, "placed, dispatched, cancelled")
+		eventually(t, "the courier is free", func() error {
+			if n := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE state = 'released'") - s.dispatchRows(t, "SELECT SUM(active) FROM courier"); n != 1 {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+		s.awaitCount(t, 1, "SELECT COUNT(*) FROM outbox_confirmed WHERE event_key = 'order.cancelled'")
+		require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM order_info"))
+		s.noFailures(t)
+	})
+}
+
+func TestConnectionsThatSayNothingKeepNobodyFromOrdering(t *testing.T) {
+	t.Parallel()
+	s, _ := embeddedProcess(t, nil)
+	for range 2000 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(s.api, "http://"))
+		require.NoError(t, err)
+		defer conn.Close()
+	}
+	s.awaitDispatched(t, s.place(t, "x", 1))
 }

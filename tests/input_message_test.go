@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -411,4 +412,16 @@ func TestMessageThatExpiresAtOnceIsHandledOrKept(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+func TestMessageLargerThanAnyServerTakesAtOnceIsKeptWhole(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, production(t))
+	const size = 17 << 20
+	body := bytes.Repeat([]byte("takeout "), size/8)
+	s.stranger(t)("order.placed", "", body, map[string]string{"x-case": "large"})
+	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM failure WHERE payload_size = ?", size)
+	s.awaitCount(t, 1, "SELECT COUNT(*) FROM failure WHERE payload_size = ?", size)
+	require.True(t, string(body) == s.kept(t)["dispatch.assign-courier: large"].body)
+	s.awaitDispatched(t, s.place(t, "a neighbour", 1))
 }

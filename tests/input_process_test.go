@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"takeout/domain/event"
+	"takeout/tests/testenv"
 )
 
 // What customers write and what secrets are must not be in the log, not even in the one of somebody who looks for an error.
@@ -62,4 +63,31 @@ func TestNeitherPayloadsNorSecretsAreInTheLogAtDebugLevel(t *testing.T) {
 		require.NotContains(t, line, canary)
 	}
 	require.NotContains(t, p.log.String(), parse(t, st.order).User.String()+"@")
+}
+
+func TestTimesAreUTCWhereverTheMachineIs(t *testing.T) {
+	t.Parallel()
+	for name, zone := range map[string]string{"none": "", "nowhere": "garbage", "China": "Asia/Shanghai", "a file": ":/etc/passwd"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, p := embeddedProcess(t, map[string]string{"TZ": zone, "LANG": "C", "LC_ALL": "garbage"})
+			o := s.get(t, s.place(t, "麻婆豆腐", 1))
+			require.Equal(t, "麻婆豆腐", o.Name)
+			require.Equal(t, time.UTC, o.PlacedAt.Location())
+			require.WithinDuration(t, time.Now(), o.PlacedAt, time.Minute)
+			listed := run(t, map[string]string{"TAKEOUT_URL": p.url, "TZ": zone, "LANG": "C"}, "order", "get", o.OrderID, "-o", "table")
+			require.Contains(t, listed.stdout, o.PlacedAt.Format("2006-01-02T15:04:05Z"))
+		})
+	}
+}
+
+// What a server's defaults are does not matter: each session is told.
+func TestSessionsAreStrictReadCommittedAndUTC(t *testing.T) {
+	t.Parallel()
+	url := testenv.MySQL(t)
+	mode := rowTexts(t, url, "SELECT @@SESSION.sql_mode, @@SESSION.time_zone, @@SESSION.autocommit")[0]
+	require.Contains(t, mode, "STRICT_ALL_TABLES")
+	require.Contains(t, mode, "\x1f+00:00\x1f1")
+	variables := strings.Join(rowTexts(t, url, "SHOW SESSION VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')"), " ")
+	require.Contains(t, variables, "READ-COMMITTED")
 }
