@@ -3,6 +3,7 @@ package messaging
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -99,7 +100,7 @@ func FuzzEveryMessageIsHandledOrRefusedWithAReason(f *testing.F) {
 		err := r.handle(message.NewMessage(id, body), r.Queue, Acceptance{Horizon: 1 << 62})
 		switch domain.KindOf(err) {
 		case domain.Unknown:
-			if err != nil && err != app.ErrDuplicate {
+			if err != nil && !errors.Is(err, app.ErrDuplicate) {
 				t.Fatalf("%s: %v", r.Queue, err)
 			}
 		case domain.Invalid:
