@@ -386,10 +386,13 @@ func TestDeliveryThatNobodyFollowsIsNotHeldForEver(t *testing.T) {
 	b.put(t, "lonely")
 	require.Equal(t, "lonely", name(await(t, "a delivery", deliveries).Body))
 	require.Zero(t, armed.Sprung())
-	b.put(t, "one", "other")
-	require.Equal(t, "other", name(await(t, "a delivery", deliveries).Body), "the fault still waits")
-	require.Equal(t, "one", name(await(t, "a delivery", deliveries).Body))
-	require.Equal(t, 1, armed.Sprung())
+	eventually(t, "the fault still waits for two", func() bool {
+		b.put(t, "one", "other") // in time, if the machine has time
+		first, second := name(await(t, "a delivery", deliveries).Body), name(await(t, "a delivery", deliveries).Body)
+		require.ElementsMatch(t, []string{"one", "other"}, []string{first, second})
+		require.Equal(t, armed.Sprung() == 1, first == "other")
+		return first == "other"
+	})
 }
 
 func TestDelayOfOneChannelEndsByItself(t *testing.T) {
