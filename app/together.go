@@ -75,16 +75,12 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 	// Somebody has taken it. If its own turn to lead came in this moment, others wait for it.
 	select {
 	case told := <-own.turn:
-		if told == lead {
+		if told != alone {
 			return t.follow(ctx, own, told)
 		}
-		if told == done {
-			return nil
-		}
-		return context.Cause(ctx)
 	default:
-		return ErrUnsettled
 	}
+	return ErrUnsettled
 }
 
 func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told turn) error {
