@@ -172,12 +172,16 @@ var defects = []defect{
 	{name: "other courier", status: "dispatched", at: "order", sql: []string{"UPDATE order_info SET courier_id = 'sun' WHERE orderId = ':id'"}, want: "I1 mismatch"},
 	{name: "assigned at another time", status: "dispatched", at: "order", sql: []string{"UPDATE order_info SET assigned_at = placed_at WHERE orderId = ':id'"}, want: "I1 mismatch"},
 	{name: "not paid back", status: "cancelled", at: "payment", sql: []string{"UPDATE payment SET state = 'succeeded' WHERE orderId = ':id'"}, want: "I1 mismatch"},
+	{name: "not paid back, and points not taken back", status: "cancelled", at: "payment", sql: []string{"UPDATE payment SET state = 'succeeded' WHERE orderId = ':id'",
+		"UPDATE simulated_charge SET cancelled_at = NULL WHERE orderId = ':id'", "!points DELETE FROM points_entry WHERE orderId = ':id' AND kind = 'revoke'"}, want: "I1 mismatch"},
 	{name: "paid back for no reason", status: "dispatched", at: "payment", sql: []string{"UPDATE payment SET state = 'refunded' WHERE orderId = ':id'"}, want: "I1 mismatch"},
 	{name: "gateway keeps the money", status: "cancelled", at: "payment", sql: []string{"UPDATE simulated_charge SET cancelled_at = NULL WHERE orderId = ':id'"}, want: "I1 mismatch"},
 	{name: "gateway took no money", status: "dispatched", at: "payment", sql: []string{"UPDATE simulated_charge SET charged_at = NULL WHERE orderId = ':id'"}, want: "I1 mismatch"},
 	{name: "finding not resolved", status: "dispatched", at: "order", sql: []string{
 		"INSERT INTO finding (orderId, class, minute, state, evidence, repair, first_seen, last_seen) VALUES (':id', 'x', 1, 'person', '{}', '', '2026-01-01', '2026-01-01')"}, want: "I1 unresolved"},
 
+	{name: "finding about nobody", at: "order", sql: []string{
+		"INSERT INTO finding (orderId, class, minute, state, evidence, repair, first_seen, last_seen) VALUES ('nobody', 'lost', 1, 'person', '{}', '', '2026-01-01', '2026-01-01')"}, want: "I1 unresolved"},
 	{name: "dispatch never made", status: "dispatched", at: "dispatch", sql: []string{"DELETE FROM platoon WHERE orderId = ':id'",
 		"DELETE FROM inbox WHERE order_id = ':id' AND consumer = 'dispatch.assign-courier'"}, want: "I8 lost"},
 	{name: "gateway gave back what it never took", status: "cancelled", at: "payment", sql: []string{"UPDATE simulated_charge SET charged_at = NULL WHERE orderId = ':id'"}, want: "I1 mismatch"},
@@ -221,6 +225,11 @@ var defects = []defect{
 
 	// I5: cancelled is cancelled.
 	{name: "cancelled and active again", status: "cancelled", at: "order", sql: []string{"UPDATE order_info SET status = 'dispatched', cancelled_at = NULL WHERE orderId = ':id'"}, want: "I5 resurrected"},
+	{name: "cancellation announced and undone", status: "cancelled", at: "order", sql: []string{"UPDATE order_info SET status = 'placed', cancelled_at = NULL WHERE orderId = ':id'"},
+		input: reanswer(func(h *history.History, n int) {
+			h.Placed(n, history.OK, "")
+			h.Cancelled(n, history.Unknown)
+		}), want: "I5 resurrected"},
 	{name: "courier sent for a cancelled order", status: "cancelled", at: "dispatch", sql: []string{
 		"UPDATE platoon SET state = 'assigned' WHERE orderId = ':id'"}, want: "I5 resurrected"},
 	{name: "cancel acknowledged and not done", status: "dispatched", input: func(in *check.Input, n int) { in.History.Cancelled(n, history.OK) }, want: "I5 resurrected"},
@@ -319,6 +328,11 @@ var defects = []defect{
 		"DELETE FROM inbox WHERE consumer = 'order.mark-dispatched' AND order_id = ':id'",
 		"UPDATE order_info SET status = 'placed', version = 1, courier_id = NULL, assigned_at = NULL WHERE orderId = ':id'"},
 		input: func(in *check.Input, _ int) { in.Destroyed = true }, want: "I1 mismatch"},
+
+	{name: "announcement destroyed before its dispatch", status: "dispatched", at: "dispatch", sql: []string{"DELETE FROM platoon WHERE orderId = ':id'",
+		"DELETE FROM inbox WHERE order_id = ':id' AND consumer = 'dispatch.assign-courier'"}, input: func(in *check.Input, _ int) { in.Destroyed = true }, want: "I1 lost"},
+	{name: "announcement destroyed before its payment", status: "dispatched", at: "payment", sql: []string{"DELETE FROM payment WHERE orderId = ':id'",
+		"DELETE FROM inbox WHERE order_id = ':id' AND consumer = 'payment.charge-order'"}, input: func(in *check.Input, _ int) { in.Destroyed = true }, want: "I1 lost"},
 
 	// I16: money and names are the same everywhere.
 	{name: "amount at the order", status: "dispatched", at: "order", sql: []string{"UPDATE order_info SET order_money = order_money - 1 + 2 WHERE orderId = ':id'"}, want: "I16 mismatch"},
