@@ -296,6 +296,8 @@ var defects = []defect{
 	{name: "version behind", status: "cancelled", at: "order", sql: []string{"UPDATE order_info SET version = 2 WHERE orderId = ':id'"}, want: "I11 mismatch"},
 	{name: "delivered without a time", status: "delivered", at: "order", sql: []string{"UPDATE order_info SET delivered_at = NULL WHERE orderId = ':id'",
 		"!dispatch UPDATE platoon SET delivered_at = NULL WHERE orderId = ':id'"}, want: "I11 mismatch"},
+	{name: "cancelled for a reason that is none", status: "cancelled", at: "order", sql: []string{"UPDATE order_info SET cancel_reason = 'the payment was refused' WHERE orderId = ':id'"}, want: "I11 mismatch"},
+	{name: "cancelled because no courier was found, and one was", status: "cancelled", at: "order", sql: []string{"UPDATE order_info SET cancel_reason = 'no courier was found in time' WHERE orderId = ':id'"}, want: "I11 mismatch"},
 	{name: "version of the future", status: "dispatched", at: "payment", sql: []string{"UPDATE payment SET order_version = 3 WHERE orderId = ':id'"}, want: "I11 mismatch"},
 	{name: "courier's room is wrong", at: "dispatch", sql: []string{"UPDATE courier SET active = active + 1 WHERE courier_id = 'qian'"}, want: "I11 mismatch"},
 
@@ -508,9 +510,9 @@ func TestCheckerFindsNothingWhereMuchHappensAtOnce(t *testing.T) {
 					cfg.ReconcileEvery, cfg.RetryDelays, cfg.DispatchAfter = 0, []time.Duration{200 * time.Millisecond, time.Second, time.Second, time.Second}, dispatched
 					cfg.PaymentRefusals, cfg.PaymentTimeouts = 0.1, 0.1
 				})
-				s.limitCouriers(t, 150)
+				s.limitCouriers(t, 80)
 				v := &verified{s, check.Input{
-					Plan: history.Plan{Seed: 5, Orders: 300}, History: history.New(300), AfterPayment: dispatched == "paid",
+					Plan: history.Plan{Seed: 5, Orders: 150}, History: history.New(150), AfterPayment: dispatched == "paid",
 					Databases: map[string]string{"order": st.order, "dispatch": st.dispatch, "payment": st.payment, "points": st.points},
 				}}
 				v.rush(t, s.publisher(t))

@@ -441,6 +441,8 @@ func fold(o order) *verdict {
 		return breaks("I11", "mismatch", "an order that is %s after these changes has version %d; order_info says %d", o.order, want, o.version)
 	case !o.is(cancelled) && o.has(hasCourier) == o.is(placed), o.has(timesWrong):
 		return &verdict{"I11", "mismatch", func() string { return "courier and times must fit the status; " + o.rows() }}
+	case o.reason == noCourier && o.platoon != impossible, o.reason == notPaid && o.payment != refused, o.reason == cancelWasLost && !o.has(repaired):
+		return &verdict{"I11", "mismatch", func() string { return "the reason of the cancellation must be what happened; " + o.rows() }}
 	case o.has(newer):
 		return &verdict{"I11", "mismatch", func() string { return "a service was told a version that order_info does not have; " + o.rows() }}
 	}
