@@ -419,7 +419,6 @@ func TestCheckerFindsEachDefectAndNothingElse(t *testing.T) {
 			want := strings.FieldsFunc(d.want+","+d.also, func(r rune) bool { return r == ',' })
 			assert.ElementsMatch(t, want, slices.Collect(maps.Keys(r.ViolationCount)), "%s: %v", d.name, r.Violations)
 			require.NotContains(t, fmt.Sprint(r.Violations), canarySecret, d.name)
-			t.Logf("%s: %v", d.name, r.Violations)
 			for service := range changed {
 				saved[service].restore(t)
 			}
