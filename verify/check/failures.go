@@ -98,7 +98,8 @@ func (c *checker) readKept(ctx context.Context, service string, wanted map[keep]
 			return err
 		}
 		if length != size || string(print[:]) != string(fingerprint) && len(eventID) < 255 {
-			c.add("I9", "mismatch", id, -1, says("failure %d of the %s database holds %d bytes, and not the %d that its message %q had", number, service, length, size, eventID))
+			c.add("I9", "mismatch", id, -1, says("failure %d of the %s database must hold the %d bytes of message %q as they came, and holds %d that have another fingerprint",
+				number, service, size, eventID, length))
 		}
 		if most := triesAtOnce * (c.in.RetryDelays + 1) * times; attempts > most {
 			c.add("I10", "unbounded", id, -1, says("failure %d of the %s database, message %s at %s, was tried %d times; %d is the most", number, service, eventID, consumer, attempts, most))

@@ -171,12 +171,12 @@ func values(o order) *verdict {
 		return nil
 	}
 	return &verdict{"I16", "mismatch", func() string {
-		asked := "as order_info says"
+		asked := "what order_info says"
 		if int(o.i) < o.in.Plan.Orders {
 			p := o.in.Plan.Order(int(o.i))
-			asked = fmt.Sprintf("%s, %d %s", p.Name, p.Amount, p.Currency)
+			asked = fmt.Sprintf("%q, %d %s, as the client sent, and the placed_at of order_info", p.Name, p.Amount, p.Currency)
 		}
-		return fmt.Sprintf("%s differ: all must say %s; %s", strings.Join(tables, " and "), asked, o.rows())
+		return fmt.Sprintf("all tables must say %s; %s does not: %s", asked, strings.Join(tables, " and "), o.rows())
 	}}
 }
 
@@ -431,20 +431,18 @@ func announcements(o order) *verdict {
 
 // fold: what order_info says is what its changes add up to, in whatever order they came.
 func fold(o order) *verdict {
-	least, most := int64(1), int64(1)
-	switch {
-	case o.is(delivered):
-		least, most = 2, 3 // the delivery may have been heard of before the assignment
-	case o.is(cancelled) && o.has(hasCourier):
-		least, most = 3, 3
-	case o.is(cancelled), o.is(dispatched):
-		least, most = 2, 2
+	want := map[state]int64{placed: 1, dispatched: 2, delivered: 3, cancelled: 2}[o.order]
+	if o.is(cancelled) && o.has(hasCourier) {
+		want = 3
 	}
+	early := o.is(delivered) && o.version == 2 // the delivery was heard of before the assignment
 	switch {
-	case o.version < least, o.version > most && !o.has(repaired):
-		return breaks("I11", "mismatch", "an order that is %s has had %d to %d versions; order_info says %d", o.order, least, most, o.version)
+	case o.version != want && !early && !(o.version > want && o.has(repaired)):
+		return breaks("I11", "mismatch", "an order that is %s after these changes has version %d; order_info says %d", o.order, want, o.version)
 	case !o.is(cancelled) && o.has(hasCourier) == o.is(placed), o.has(timesWrong):
 		return &verdict{"I11", "mismatch", func() string { return "courier and times must fit the status; " + o.rows() }}
+	case o.reason == noCourier && o.platoon != impossible, o.reason == notPaid && o.payment != refused, o.reason == cancelWasLost && !o.has(repaired):
+		return &verdict{"I11", "mismatch", func() string { return "the reason of the cancellation must be what happened; " + o.rows() }}
 	case o.has(newer):
 		return &verdict{"I11", "mismatch", func() string { return "a service was told a version that order_info does not have; " + o.rows() }}
 	}

@@ -467,6 +467,9 @@ func (c *checker) orderID(i int32) string {
 	if row := c.records[i].row; row != 0 {
 		_ = c.dbs["order"].Reader().QueryRowContext(context.Background(), "SELECT orderId FROM order_info WHERE id = ?", row).Scan(&id)
 	} else if int(i) < c.in.Plan.Orders {
+		if other, ok := c.index[c.in.History.Of(int(i)).ID]; ok { // other tables have the order that this one lost
+			return c.ids[other]
+		}
 		id = c.in.Plan.Order(int(i)).ID
 	}
 	return id

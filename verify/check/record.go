@@ -38,29 +38,29 @@ const (
 	stranger                          // nobody asked for it
 	invited                           // a foreign message was to make it again
 	pending                           // something about it is stuck or was given up, which is reported by itself
-	twoDispatches                     // rows
-	twoPayments                       //
-	twoCharges                        //
-	twoEntries                        // of a kind
-	orderDiffers                      // in name, amount, currency or time
-	dispatchDiffers                   //
-	paymentDiffers                    //
-	pointsDiffer                      // in time
-	booksDiffer                       //
+	twoDispatches                     // a second row in platoon
+	twoPayments                       // in payment
+	twoCharges                        // in the gateway's books
+	twoEntries                        // of one kind in points_entry
+	orderDiffers                      // order_info has another name, amount, currency or time than it must
+	dispatchDiffers                   // platoon
+	paymentDiffers                    // payment
+	pointsDiffer                      // points_entry, in its time
+	booksDiffer                       // the gateway's books, in their money
 	courierDiffers                    // between order_info and platoon
-	hasCourier                        // order_info
-	sent                              // platoon has a courier
+	hasCourier                        // order_info names a courier
+	sent                              // platoon names one
 	timesWrong                        // a time is there that should not be, or the other way round
 	newer                             // another service was told a version that order_info does not have yet
-	inBooks                           // of the gateway
-	charged                           //
-	givenBack                         // or never to be charged
+	inBooks                           // the gateway was asked for it
+	charged                           // and took the money
+	givenBack                         // and gave it back, or never will take it
 	award                             // points_entry has one
-	revoke                            //
-	answered                          // under its Idempotency-Key
-	repaired                          //
-	found                             // by the reconciler
-	unresolved                        // and still
+	revoke                            // points_entry has one
+	answered                          // idempotency_answer has it
+	repaired                          // a history says so
+	found                             // the reconciler found a difference
+	unresolved                        // and it is still there
 )
 
 func (r *record) has(f flags) bool     { return r.flags&f != 0 }
