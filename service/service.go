@@ -93,7 +93,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 		}
 	}
 	for _, start := range []func() error{
-		s.announceEarly, s.addConsumers, s.addReconciler, s.serveHTTP, s.bind, s.consume, s.relay, s.assignWaiting, s.reconcile, s.prune,
+		s.announceEarly, s.addConsumers, s.addReconciler, s.bind, s.serveHTTP, s.consume, s.relay, s.assignWaiting, s.reconcile, s.prune,
 	} {
 		if err := start(); err != nil {
 			return nil, err

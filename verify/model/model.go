@@ -152,8 +152,11 @@ func (m *message) underWay() bool {
 	return m.outbox || m.relays != [2]hold{} || m.queues != [2]uint8{} || m.table.aside != [2]aside{}
 }
 
-// inDatabase reports whether a database shows that the message is under way.
-func (m *message) inDatabase() bool { return m.outbox || m.table.aside != [2]aside{} }
+// inDatabase reports whether a database shows that the message will come yet.
+func (m *message) inDatabase() bool { return m.outbox || m.has(delayed) || m.has(asked) }
+
+// has reports whether one of its consumers has put the message aside in that way.
+func (m *message) has(how aside) bool { return m.table.aside[0] == how || m.table.aside[1] == how }
 
 // rank is another number for each other message.
 func (m *message) rank() uint64 {

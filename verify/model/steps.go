@@ -330,20 +330,21 @@ func (x *explorer) reconciler(from *state, o int) {
 	if x.NoReconciler || from.clients[o].open {
 		return
 	}
+	class, repair := app.JudgeDispatch(x.records(from, o))
+	if repair == nil {
+		return
+	}
 	hasty := false
 	for i := range from.messages {
 		m := &from.messages[i]
 		if m.event == 0 || x.announcement(m).order != o {
 			continue
 		}
-		if m.inDatabase() {
+		// What a person has to decide about does not keep a missing order from being made again.
+		if m.inDatabase() || m.has(kept) && class != app.OrphanDispatch {
 			return
 		}
-		hasty = hasty || m.underWay()
-	}
-	class, repair := app.JudgeDispatch(x.records(from, o))
-	if repair == nil {
-		return
+		hasty = hasty || m.relays != [2]hold{} || m.queues != [2]uint8{}
 	}
 	x.may(from, hasty, func(s *state) bool {
 		return (!hasty || spend(&s.left.Hasty)) && repair(background, x.useCases, x.ids[o]) == nil
