@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -152,6 +153,17 @@ func TestWhatCannotBeVerifiedIsRefusedInOneLine(t *testing.T) {
 		require.Contains(t, said, c.says)
 		require.NotContains(t, said, "secret")
 		require.Nil(t, report)
+	}
+}
+
+func TestDocumentationListsEveryFault(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/verification.md")
+	require.NoError(t, err)
+	for _, kind := range verify.Kinds(verify.Servers) {
+		if name, _, crash := strings.Cut(kind, ":"); !crash {
+			require.Contains(t, string(text), "`"+name+"`")
+		}
 	}
 }
 
