@@ -4,6 +4,7 @@ package verify_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -63,7 +64,7 @@ func run(t *testing.T, env []string, args ...string) (code int, said string, rep
 	cmd := exec.Command(path, append([]string{"verify", "--json", file}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.CombinedOutput()
-	if _, ended := err.(*exec.ExitError); err != nil && !ended {
+	if _, ended := errors.AsType[*exec.ExitError](err); !ended {
 		require.NoError(t, err)
 	}
 	if text, err := os.ReadFile(file); err == nil {
