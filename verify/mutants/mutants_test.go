@@ -8,6 +8,20 @@ import (
 	"takeout/verify/mutants"
 )
 
+func TestMutantsAreTheDefectsThatACheckerMustFind(t *testing.T) {
+	t.Parallel()
+	var names []string
+	for _, m := range mutants.All {
+		names = append(names, m.Name)
+		require.NotEmpty(t, m.Expect, m.Name)
+	}
+	require.Equal(t, []string{
+		"ack_before_commit", "delete_before_confirm", "no_inbox", "no_unique", "no_mandatory_returns", "offset_pointer", "no_version",
+		"physical_delete_cancel", "comp_unsigned", "poison_on_ctx_cancel", "commit_error_means_failed", "retry_to_shared_exchange",
+		"inbox_outside_tx", "reconcile_no_verify",
+	}, names)
+}
+
 func TestEveryMutantStillFitsTheProgramAndCompiles(t *testing.T) {
 	t.Parallel()
 	for _, m := range mutants.All {
