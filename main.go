@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -63,7 +64,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "takeout:", err)
 		return exitUsage
 	}
-	if err := errors.Join(refuseSecrets(args), readSecretFiles()); err != nil {
+	if err := errors.Join(refuseSecrets(args), readSecretFiles(stderr)); err != nil {
 		fmt.Fprintln(stderr, "takeout:", err)
 		return exitUsage
 	}
@@ -123,8 +124,8 @@ func refuseSecrets(args []string) error {
 	return nil
 }
 
-// readSecretFiles sets TAKEOUT_X from the file that TAKEOUT_X_FILE names.
-func readSecretFiles() error {
+// readSecretFiles sets TAKEOUT_X from the file that TAKEOUT_X_FILE names, and warns of one that everybody may read.
+func readSecretFiles(stderr io.Writer) error {
 	for _, entry := range os.Environ() {
 		name, path, _ := strings.Cut(entry, "=")
 		target, isFile := strings.CutSuffix(name, "_FILE")
@@ -137,6 +138,9 @@ func readSecretFiles() error {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if info, err := os.Stat(path); err == nil && info.Mode()&0o004 != 0 && runtime.GOOS != "windows" {
+			fmt.Fprintf(stderr, "takeout: %s: every user of this machine can read the file %s; chmod 600 it\n", name, path)
 		}
 		secret := strings.TrimSpace(string(text))
 		if secret == "" {

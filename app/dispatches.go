@@ -159,12 +159,15 @@ func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
 	if err != nil {
 		return err
 	}
-	courier, err := dispatch.ParseCourierID(e.Dispatch.CourierID)
+	courier, err := courierOf(e.Dispatch.CourierID, e.Dispatch.AssignedAt)
 	if err != nil {
 		return err
 	}
 	d := dispatch.New(job, courier, e.Dispatch.AssignedAt)
 	if at := e.Dispatch.DeliveredAt; at != nil {
+		if err := domain.CheckTime("delivered_at", *at); err != nil {
+			return err
+		}
 		if _, err := d.MarkDelivered(*at); err != nil {
 			return err
 		}
@@ -247,6 +250,9 @@ func (s *Dispatches) roomMade(err error) {
 func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error {
 	job, err := jobOf(e.Order)
 	if err != nil {
+		return err
+	}
+	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
 		return err
 	}
 	var before dispatch.Dispatch

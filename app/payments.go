@@ -128,6 +128,9 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 	if err != nil {
 		return err
 	}
+	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
+		return err
+	}
 	p, err := s.Get(ctx, bill.OrderID)
 	known := domain.KindOf(err) != domain.NotFound
 	if known && err != nil {

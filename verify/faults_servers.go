@@ -14,6 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"takeout/adapters/sqldb"
+	"takeout/ports/messaging"
 	"takeout/verify/servers"
 )
 
@@ -30,9 +31,10 @@ var brokerFaults = []kind{
 		[]string{"set_policy", "verify", ".*", `{"max-length":1,"overflow":"reject-publish"}`, "--apply-to", "queues"}, []string{"clear_policy", "verify"})},
 	{name: "close-connections", group: "broker", on: Servers, broker: true, inflict: alarm(
 		[]string{"close_all_connections", "because of the run"}, nil)},
-	{name: "unbind", group: "broker", on: Servers, broker: true, inflict: unbind},
-	{name: "delete-exchange", group: "broker", on: Servers, broker: true, inflict: deleteExchange},
-	{name: "delete-queue", group: "broker", on: Servers, broker: true, rare: true, inflict: deleteQueue},
+	{name: "unbind", group: "broker", on: Servers, broker: true, inflict: unbind(true)},
+	{name: "unbind-one-of-many", group: "broker", on: Servers, broker: true, hurts: true, inflict: unbind(false)},
+	{name: "delete-exchange", group: "broker", on: Servers, broker: true, hurts: true, inflict: deleteExchange},
+	{name: "delete-queue", group: "broker", on: Servers, broker: true, hurts: true, inflict: deleteQueue},
 }
 
 // databaseFaults break MySQL, or get in the way of SQLite.
@@ -102,23 +104,27 @@ func alarm(set, back []string) func(context.Context, *run, *rand.Rand) (string, 
 	})
 }
 
-// unbind takes the bindings of an event away: what is published then comes back to its relay, which must bind again. All of
-// them, because the broker returns nothing that it can route to at least one queue.
-func unbind(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
-	all := routes()
-	key := all[rnd.IntN(len(all))].Event
-	err := r.stack.onChannel(func(ch *amqp.Channel) (err error) {
-		for _, route := range all {
-			if route.Event == key && err == nil {
-				err = ch.QueueUnbind(r.stack.namespace+"."+route.Queue, key, r.stack.namespace, nil)
-			}
+// unbind takes a queue's binding away. If it was the only one of its key, what is published comes back to its relay, which
+// must bind it again. If others are bound to the key, the broker sees nothing wrong, and what is published meanwhile is
+// missing in that queue: only reconciliation can make that good.
+func unbind(only bool) func(context.Context, *run, *rand.Rand) (string, error) {
+	return func(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
+		bound := map[string]int{}
+		for _, route := range routes() {
+			bound[route.Event]++
 		}
-		return err
-	})
-	hold(ctx, rnd, time.Second, 2*time.Second)
-	return describe("no queue is bound to %s any more", key), err
+		candidates := slices.DeleteFunc(routes(), func(route messaging.Route) bool { return (bound[route.Event] == 1) != only })
+		route := candidates[rnd.IntN(len(candidates))]
+		err := r.stack.onChannel(func(ch *amqp.Channel) error {
+			return ch.QueueUnbind(r.stack.namespace+"."+route.Queue, route.Event, r.stack.namespace, nil)
+		})
+		hold(ctx, rnd, time.Second, 2*time.Second)
+		return describe("%s is not bound to %s any more", route.Queue, route.Event), err
+	}
 }
 
+// deleteExchange takes all bindings away. While they are made again one by one, what is published reaches some queues and
+// not others.
 func deleteExchange(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	err := r.stack.onChannel(func(ch *amqp.Channel) error { return ch.ExchangeDelete(r.stack.namespace, false, false) })
 	hold(ctx, rnd, time.Second, 2*time.Second)
@@ -129,7 +135,6 @@ func deleteExchange(ctx context.Context, r *run, rnd *rand.Rand) (string, error)
 func deleteQueue(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	names := queues()
 	queue := names[rnd.IntN(len(names))]
-	r.hurt = true
 	var lost int
 	err := r.stack.onChannel(func(ch *amqp.Channel) (err error) {
 		lost, err = ch.QueueDelete(r.stack.namespace+"."+queue, false, false, false)

@@ -183,17 +183,15 @@ func (l *load) insist(ctx context.Context, number int, o history.Order) string {
 		took := time.Since(began)
 		f := fate(a, err)
 		id := placed.OrderID
-		if f == history.Refused {
-			id = ""
-		}
-		l.history.Placed(number, f, id)
 		if f == history.OK {
+			l.history.Placed(number, f, id)
 			l.note(before, took)
 			if placed.Name != o.Name || placed.Amount != o.Amount || placed.Currency != o.Currency {
 				l.history.Wrong(number)
 			}
 			return id
 		}
+		l.history.Placed(number, f, "")
 		if f == history.Refused {
 			if o.Amount > 0 {
 				l.history.Wrong(number) // nothing was wrong with it

@@ -18,7 +18,7 @@ type kind struct {
 	group  string // for the summary: kill, stop, broker, db, net, message
 	broker bool   // only the broker is broken: orders must be taken as before
 	on     string // the stack that has it, both if empty
-	rare   bool   // only made when it is asked for by name
+	hurts  bool   // messages are destroyed, which only reconciliation makes good; only made when it is asked for by name
 	weight int    // how often it is made when others are made once; once if zero
 
 	// inflict breaks something, waits, and mends it. It returns what it did.
@@ -54,7 +54,7 @@ func kindsOf(stack string, names []string) []kind {
 		if len(names) > 0 {
 			return !slices.Contains(names, k.name)
 		}
-		return k.on != "" && k.on != stack || k.rare
+		return k.on != "" && k.on != stack || k.hurts
 	})
 }
 

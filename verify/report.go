@@ -111,7 +111,7 @@ func (r *Report) Line() string {
 		"unknown=%d recovered=%d dup_absorbed=%d compensated=%d kept=%d repaired=%d · heal→rest=%.1fs · 95 %%: <%.2g per order, <%.2g per fault",
 		r.Orders, c.Cancelled, c.Delivered, r.Faults, strings.Join(groups, ", "), len(r.Points), len(pointsOf(r.Stack)), deaths,
 		c.Count("lost"), c.Count("duplicated"), c.Count("orphan"), c.Count("resurrected"), r.others(),
-		c.Unknown, c.Recovered, c.Absorbed, c.Recreated, c.Failures, r.Repaired, r.Rest, r.BoundOrders, r.BoundFaults)
+		c.Unknown, c.Recovered, c.Absorbed, c.Recreated, c.Failures, c.Repairs, r.Rest, r.BoundOrders, r.BoundFaults)
 }
 
 // others counts the violations that have no name of their own in the line.

@@ -70,9 +70,6 @@ func (o *Options) Validate() error {
 	return nil
 }
 
-// reconcileGrace is how old a difference between two services must be to be one.
-const reconcileGrace = 10 * time.Second
-
 // settleTime is how long everything may take to come to rest if Options do not say it.
 const settleTime = 5 * time.Minute
 
@@ -90,7 +87,8 @@ type run struct {
 	began   time.Time
 	kinds   []kind
 	foreign []check.Foreign
-	hurt    bool // messages were destroyed on purpose
+	hurt    bool          // messages are destroyed on purpose
+	grace   time.Duration // how old a difference between two services must be to be one
 	pacer   pacer
 	complain
 }
@@ -136,6 +134,10 @@ func Run(ctx context.Context, o Options, show Progress, logger *slog.Logger) (*R
 func (r *run) prepare(ctx context.Context, logger *slog.Logger) (err error) {
 	r.show.Stage("starting")
 	r.kinds = kindsOf(r.Stack, r.Kinds)
+	r.grace = time.Minute
+	if r.hurt = slices.ContainsFunc(r.kinds, func(k kind) bool { return k.hurts }); r.hurt {
+		r.grace = 10 * time.Second
+	}
 	logs := filepath.Join(r.Dir, "logs")
 	data := filepath.Join(r.Dir, "data")
 	for _, dir := range []string{logs, data} {
@@ -159,7 +161,7 @@ func (r *run) prepare(ctx context.Context, logger *slog.Logger) (err error) {
 		"TAKEOUT_EVENT_KEY="+eventKey, "TAKEOUT_LOG_LEVEL="+level, "TAKEOUT_LOG_FORMAT=json",
 		"TAKEOUT_RETRY_DELAYS=200ms,1s,3s,10s", "TAKEOUT_DRAIN_TIMEOUT=5s", "TAKEOUT_START_TIMEOUT=10m",
 		"TAKEOUT_DISPATCH_DEADLINE=0", "TAKEOUT_PAYMENT_REFUSALS=0.02", "TAKEOUT_PAYMENT_TIMEOUTS=0.02",
-		"TAKEOUT_RECONCILE_EVERY=5s", "TAKEOUT_RECONCILE_GRACE="+reconcileGrace.String(), "TAKEOUT_COMPENSATION_LIMIT=1000000",
+		"TAKEOUT_RECONCILE_EVERY=5s", "TAKEOUT_RECONCILE_GRACE="+r.grace.String(), "TAKEOUT_COMPENSATION_LIMIT=1000000",
 	)
 	r.fleet = &fleet{}
 	if r.Stack == Embedded {
@@ -242,7 +244,7 @@ func (r *run) rest(ctx context.Context) error {
 
 // reconcile has the services compared and, where messages were destroyed, repaired until they agree.
 func (r *run) reconcile(ctx context.Context) error {
-	if r.hurt && !pause(ctx, reconcileGrace) {
+	if r.hurt && !pause(ctx, r.grace) {
 		return context.Cause(ctx)
 	}
 	for range 20 {
@@ -250,7 +252,6 @@ func (r *run) reconcile(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.report.Repaired += report.Repaired
 		if !r.hurt || report.Consistent && report.InFlight == 0 {
 			return nil
 		}

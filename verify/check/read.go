@@ -396,7 +396,7 @@ func (c *checker) readFindings(ctx context.Context) error {
 			return err
 		}
 		c.report.Findings++
-		c.search(string(evidence)+"\x00"+repair, says("a finding of class %s", class), id)
+		c.search(repair, says("a finding of class %s", class), id)
 		i, known := c.find(id)
 		if !known {
 			if c.invited[id] && state == "resolved" {

@@ -148,6 +148,7 @@ func TestBytesInABlackHoleGoNowhereAndNobodyHearsOfTheEnd(t *testing.T) {
 		require.NoError(t, err)
 		defer late.Close()
 		nothingComes(t, late)
+		require.Empty(t, s.conns)
 		p.Blackhole(false)
 		hear(t, far, hello)
 		hear(t, client, hello)

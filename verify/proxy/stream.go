@@ -150,9 +150,7 @@ func (s *stream) send(b []byte) error {
 // of the end.
 func (s *stream) last(err error) {
 	if !errors.Is(err, errBroken) && s.ctx.Err() == nil && s.flush() == nil {
-		if s.send(s.buf[s.next:s.have]) == nil {
-			_ = s.gate()
-		}
+		_ = s.send(s.buf[s.next:s.have]) // waits also if there is nothing
 	}
 }
 
