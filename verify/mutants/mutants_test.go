@@ -30,3 +30,13 @@ func TestEveryMutantStillFitsTheProgramAndCompiles(t *testing.T) {
 		})
 	}
 }
+
+func TestMutantThatDoesNotFitOrCompileIsReported(t *testing.T) {
+	t.Parallel()
+	change := func(old, replacement string) mutants.Mutant {
+		return mutants.Mutant{Name: "m", Changes: []mutants.Change{{File: "app/delivery.go", Old: old, New: replacement}}}
+	}
+	require.ErrorContains(t, change("nothing like that", "").Check(t.Context(), "../.."), "0 times instead of once")
+	require.ErrorContains(t, change("Delivery", "").Check(t.Context(), "../.."), "times instead of once")
+	require.ErrorContains(t, change("package app", "package app; var x int = true").Check(t.Context(), "../.."), "does not compile")
+}
