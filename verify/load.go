@@ -129,7 +129,11 @@ func (l *load) ask(ctx context.Context, method string, members []*member, path, 
 	if err != nil {
 		return answer{}, err
 	}
-	return answer{response.StatusCode, response.Header.Get("Retry-After") != ""}, json.Unmarshal(text, out)
+	err = json.Unmarshal(text, out)
+	if response.StatusCode >= 300 {
+		err = nil // a problem has other members, and its status is a number
+	}
+	return answer{response.StatusCode, response.Header.Get("Retry-After") != ""}, err
 }
 
 // fate says what an answer means for the one who asked.

@@ -53,20 +53,20 @@ func Named(names string) ([]Mutant, error) {
 	return some, nil
 }
 
-// Packages returns the import paths of the packages that the mutant changes.
-func (m Mutant) Packages() []string {
-	var packages []string
+// packages returns the import paths of the packages that the mutant changes.
+func (m Mutant) packages() []string {
+	var paths []string
 	for _, c := range m.Changes {
 		dir, _, _ := strings.Cut(path.Dir(c.File), "/migrations") // which is embedded in the package above it
-		packages = append(packages, "takeout/"+dir)
+		paths = append(paths, "takeout/"+dir)
 	}
-	slices.Sort(packages)
-	return slices.Compact(packages)
+	slices.Sort(paths)
+	return slices.Compact(paths)
 }
 
-// Overlay writes the changed files to dir, and returns the file there that makes the go command see them in the module at
+// overlay writes the changed files to dir, and returns the file there that makes the go command see them in the module at
 // root, by its flag -overlay. The error says which change does not fit any more.
-func (m Mutant) Overlay(root, dir string) (string, error) {
+func (m Mutant) overlay(root, dir string) (string, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return "", err
@@ -95,12 +95,12 @@ func (m Mutant) Overlay(root, dir string) (string, error) {
 		}
 		replace[file] = changed
 	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	text, err := json.Marshal(map[string]any{"Replace": replace})
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(dir, m.Name+".json")
-	return file, os.WriteFile(file, overlay, 0o600)
+	file := filepath.Join(dir, "overlay.json")
+	return file, os.WriteFile(file, text, 0o600)
 }
 
 // Build builds the mutant of the program whose module is at root as the executable out. The zero Mutant is the program
@@ -115,7 +115,7 @@ func (m Mutant) Build(ctx context.Context, root, out string) error {
 
 // Check compiles the packages that the mutant changes, and nothing else, so that it is cheap.
 func (m Mutant) Check(ctx context.Context, root string) error {
-	return m.compile(ctx, root, m.Packages()...)
+	return m.compile(ctx, root, m.packages()...)
 }
 
 func (m Mutant) compile(ctx context.Context, root string, args ...string) error {
@@ -124,7 +124,7 @@ func (m Mutant) compile(ctx context.Context, root string, args ...string) error 
 		return err
 	}
 	defer os.RemoveAll(dir)
-	overlay, err := m.Overlay(root, dir)
+	overlay, err := m.overlay(root, dir)
 	if err != nil {
 		return err
 	}
