@@ -299,6 +299,9 @@ func (s *Orders) cancelFor(ctx context.Context, e event.Order, reason string) er
 		if stored.Money != w.Money {
 			return domain.Errorf(domain.Invalid, "order_mismatch", "order %s is stored with another amount than this event says", w.ID)
 		}
+		if stored.Status == order.Delivered { // who ordered has eaten: time does not change that, and a person sees to the rest
+			return domain.Errorf(domain.Invalid, "order_delivered", "order %s is delivered, and so it is not cancelled because %s", w.ID, reason)
+		}
 		return nil
 	})
 	return err

@@ -31,7 +31,7 @@ func classify(err error) class {
 		return shutdown
 	}
 	switch domain.KindOf(err) {
-	case domain.Invalid, domain.Conflict: // what is stored does not give way to time either
+	case domain.Invalid:
 		return permanent
 	case domain.Unavailable, domain.Busy, domain.Exhausted:
 		return infrastructure

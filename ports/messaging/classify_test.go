@@ -21,7 +21,7 @@ func TestErrorsClassDecidesWhatBecomesOfTheMessage(t *testing.T) {
 		{nil, done},
 		{of(domain.Invalid), permanent},
 		{of(domain.NotFound), transient},
-		{of(domain.Conflict), permanent},
+		{of(domain.Conflict), transient},
 		{errors.New("anything"), transient},
 		{of(domain.Unavailable), infrastructure},
 		{of(domain.Busy), infrastructure},
