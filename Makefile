@@ -8,7 +8,7 @@ with_servers = $(GO) run ./tests/testenv/run --
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test test-race verify-cluster lint fmt build image
+.PHONY: help run up down test test-race verify verify-mutants verify-cluster lint fmt build image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,16 @@ test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
 
 test-race: ## run all tests with the race detector; slower
 	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race ./...
+
+VERIFY_ORDERS ?= 1000000
+VERIFY_FAULTS ?= 500
+
+verify: build ## a million orders and five hundred faults on each stack; docs/verification.md tells more
+	bin/takeout verify --stack mysql+amqp --roles 2 --orders $(VERIFY_ORDERS) --faults $(VERIFY_FAULTS) --json bin/verify-servers.json
+	bin/takeout verify --stack embedded --orders $(VERIFY_ORDERS) --faults $(VERIFY_FAULTS) --json bin/verify-embedded.json
+
+verify-mutants: ## plant defects in the program, one at a time, and require that takeout verify finds each
+	$(GO) run ./verify/mutants/run
 
 verify-cluster: ## run the scenarios that need a RabbitMQ cluster, strace or faketime on this machine
 	$(with_servers) $(GO) test -count=1 -timeout 20m -tags machine ./tests -run 'TestCluster|TestOrderThatCouldNotBeSynced|TestLeasesHold'

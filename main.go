@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 
+	"takeout/crashpoint"
 	"takeout/ports/messaging"
 	"takeout/service"
 )
@@ -41,6 +43,7 @@ type cli struct {
 	Compensation compensationCmd `cmd:"" help:"Show whether the compensation of a running takeout is stopped, and let it go on."`
 	Reconcile    reconcileCmd    `cmd:"" help:"Compare the services' databases once, and repair what differs if asked to."`
 	Topology     topologyCmd     `cmd:"" help:"Print which event goes through which queue to whom."`
+	Verify       verifyCmd       `cmd:"" help:"Try to lose an order or to dispatch one twice: load, faults and a checker, on servers of its own."`
 	Doctor       doctorCmd       `cmd:"" help:"Examine everything that takeout depends on: what is wrong, and what to do."`
 	Config       configCmd       `cmd:"" help:"Print the settings in force, passwords masked."`
 	Healthcheck  healthcheckCmd  `cmd:"" help:"Ask a running takeout whether it is ready; the exit code says it."`
@@ -61,7 +64,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "takeout:", err)
 		return exitUsage
 	}
-	if err := errors.Join(refuseSecrets(args), readSecretFiles()); err != nil {
+	if err := errors.Join(refuseSecrets(args), readSecretFiles(stderr)); err != nil {
 		fmt.Fprintln(stderr, "takeout:", err)
 		return exitUsage
 	}
@@ -121,8 +124,8 @@ func refuseSecrets(args []string) error {
 	return nil
 }
 
-// readSecretFiles sets TAKEOUT_X from the file that TAKEOUT_X_FILE names.
-func readSecretFiles() error {
+// readSecretFiles sets TAKEOUT_X from the file that TAKEOUT_X_FILE names, and warns of one that everybody may read.
+func readSecretFiles(stderr io.Writer) error {
 	for _, entry := range os.Environ() {
 		name, path, _ := strings.Cut(entry, "=")
 		target, isFile := strings.CutSuffix(name, "_FILE")
@@ -135,6 +138,9 @@ func readSecretFiles() error {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+		if info, err := os.Stat(path); err == nil && info.Mode()&0o004 != 0 && runtime.GOOS != "windows" {
+			fmt.Fprintf(stderr, "takeout: %s: every user of this machine can read the file %s; chmod 600 it\n", name, path)
 		}
 		secret := strings.TrimSpace(string(text))
 		if secret == "" {
@@ -149,7 +155,7 @@ func readSecretFiles() error {
 
 // warnUnknown points out variables that look like settings and are none, for they are usually spelled wrong.
 func warnUnknown(stderr io.Writer, model *kong.Application) {
-	known := map[string]bool{}
+	known := map[string]bool{crashpoint.Variable: true}
 	var visit func(*kong.Node)
 	visit = func(node *kong.Node) {
 		for _, flag := range node.Flags {
@@ -179,7 +185,14 @@ func (c *serveCmd) Run(out output) error {
 	if err := c.Validate(); err != nil {
 		return usage(err)
 	}
+	crashAt := os.Getenv(crashpoint.Variable)
+	if err := crashpoint.Arm(crashAt); err != nil {
+		return usage(err)
+	}
 	logger := newLogger(c.Config, out.err)
+	if crashAt != "" {
+		logger.Warn("this process is going to die on purpose", "at", crashAt)
+	}
 	ctx, stopped := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopped()
 	s, err := service.Start(ctx, c.Config, logger)

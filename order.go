@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -173,9 +174,13 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, c.URL+path, payload)
-	if err != nil {
+	server, err := url.Parse(c.URL)
+	if err != nil || server.Scheme != "http" && server.Scheme != "https" || server.Host == "" {
 		return usage(fmt.Errorf("--url (TAKEOUT_URL): must be such as http://127.0.0.1:8080"))
+	}
+	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.URL, "/")+path, payload)
+	if err != nil {
+		return err
 	}
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
@@ -188,7 +193,7 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return errUnknown{fmt.Errorf("no takeout answers at %s; is takeout serve running there? (--url)", c.URL)}
+		return errUnknown{fmt.Errorf("no takeout answers at %s; is takeout serve running there? (--url)", server.Redacted())}
 	}
 	defer response.Body.Close()
 	if response.StatusCode >= http.StatusBadRequest {

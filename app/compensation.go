@@ -49,6 +49,9 @@ func (s *Compensation) RecreateCancelled(ctx context.Context, e event.OrderCance
 	if err != nil {
 		return err
 	}
+	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
+		return err
+	}
 	if _, err := want.Cancel(e.Reason, e.CancelledAt); err != nil {
 		return err
 	}
@@ -64,12 +67,15 @@ func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
 		return nil, err
 	}
 	if d := e.Dispatch; d != nil {
-		courier, err := dispatch.ParseCourierID(d.CourierID)
+		courier, err := courierOf(d.CourierID, d.AssignedAt)
 		if err != nil {
 			return nil, err
 		}
 		o.MarkDispatched(courier.String(), d.AssignedAt)
 		if d.DeliveredAt != nil {
+			if err := domain.CheckTime("delivered_at", *d.DeliveredAt); err != nil {
+				return nil, err
+			}
 			o.MarkDelivered(courier.String(), d.AssignedAt, *d.DeliveredAt)
 		}
 	}
@@ -81,6 +87,20 @@ func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
 	return o, nil
 }
 
+// courierOf returns the courier of an event, who was assigned at that time, which may not be known any more.
+func courierOf(id string, assigned time.Time) (dispatch.CourierID, error) {
+	if !assigned.IsZero() {
+		if err := domain.CheckTime("assigned_at", assigned); err != nil {
+			return dispatch.CourierID{}, err
+		}
+	}
+	return dispatch.ParseCourierID(id)
+}
+
+// maxAnnounced is the highest version of an order that is believed. It leaves room: an order that is made again goes on
+// from there, and what it announces later must be a version that events can have.
+const maxAnnounced = 1 << 30
+
 // rebuild returns the order of the event as it was placed. The rules of an order hold for one that is announced, too.
 func rebuild(e event.Order) (*order.Order, error) {
 	id, err := order.ParseID(e.OrderID)
@@ -91,8 +111,11 @@ func rebuild(e event.Order) (*order.Order, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.PlacedAt.IsZero() {
-		return nil, domain.InvalidField("placed_at", "placed_at_missing", "the event does not say when the order was placed")
+	if err := domain.CheckTime("placed_at", e.PlacedAt); err != nil {
+		return nil, err
+	}
+	if e.Version > maxAnnounced {
+		return nil, domain.InvalidField("version", "version_out_of_range", "version must be at most %d", maxAnnounced)
 	}
 	return order.Place(id, e.Name, money, e.PlacedAt)
 }

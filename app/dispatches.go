@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
@@ -117,9 +118,16 @@ func (s *Dispatches) AssignWaiting(ctx context.Context) (more bool, err error) {
 				return 0, err
 			}
 			decided = len(announcements)
-			return decided, tx.Outbox.Publish(ctx, announcements...)
+			err = tx.Outbox.Publish(ctx, announcements...)
+			if decided > 0 {
+				crashpoint.Here("dispatch.assign-waiting/before-commit")
+			}
+			return decided, err
 		})
 	})
+	if decided > 0 {
+		crashpoint.Here("dispatch.assign-waiting/after-commit")
+	}
 	return err == nil && decided == waitingBatch, err
 }
 
@@ -151,12 +159,15 @@ func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
 	if err != nil {
 		return err
 	}
-	courier, err := dispatch.ParseCourierID(e.Dispatch.CourierID)
+	courier, err := courierOf(e.Dispatch.CourierID, e.Dispatch.AssignedAt)
 	if err != nil {
 		return err
 	}
 	d := dispatch.New(job, courier, e.Dispatch.AssignedAt)
 	if at := e.Dispatch.DeliveredAt; at != nil {
+		if err := domain.CheckTime("delivered_at", *at); err != nil {
+			return err
+		}
 		if _, err := d.MarkDelivered(*at); err != nil {
 			return err
 		}
@@ -239,6 +250,9 @@ func (s *Dispatches) roomMade(err error) {
 func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error {
 	job, err := jobOf(e.Order)
 	if err != nil {
+		return err
+	}
+	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
 		return err
 	}
 	var before dispatch.Dispatch

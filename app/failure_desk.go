@@ -328,7 +328,7 @@ func (d *FailureDesk) Edit(ctx context.Context, id FailureID, edit FailureEdit, 
 		return KeptFailure{}, err
 	}
 	if err := d.validate(f.Consumer, edit.EventID, body); err != nil {
-		return KeptFailure{}, explain(err)
+		return KeptFailure{}, err
 	}
 	action.Action = "edit"
 	by := Correction{EventID: edit.EventID, OrderID: event.SubjectOf(body), Payload: body}
@@ -351,16 +351,6 @@ func (e FailureEdit) apply(f KeptFailure, original []byte) ([]byte, error) {
 			"the message of failure %s is not a JSON object, so its data cannot be replaced; send the whole event as payload", f.ID)
 	}
 	return event.Revise(original, e.EventID, causation, time.Now(), e.Data)
-}
-
-// explain says which member of an event has the wrong type.
-func explain(err error) error {
-	wrong, ok := errors.AsType[*json.UnmarshalTypeError](err)
-	known, isKnown := errors.AsType[*domain.Error](err)
-	if !ok || !isKnown {
-		return err
-	}
-	return domain.InvalidField(wrong.Field, known.Code, "%s: %s has the wrong type, a %s", known.Message, cmp.Or(wrong.Field, "it"), wrong.Value)
 }
 
 // acted returns the failure after an action, or why the action was refused.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/event"
 	"takeout/domain/order"
@@ -66,6 +67,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 	}
 	var placed Placement
 	runs := 0
+	crashpoint.Here("order.place/before-transaction")
 	err = s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		runs++
 		placed = Placement{Order: o.Snapshot()}
@@ -79,6 +81,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 			if err != nil {
 				return err
 			}
+			crashpoint.Here("order.place/after-answer")
 		}
 		err := tx.Orders.Add(ctx, o)
 		if domain.KindOf(err) == domain.Conflict {
@@ -88,8 +91,11 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		if err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, placedEvent(o.Snapshot()))
+		err = s.announce(ctx, tx, placedEvent(o.Snapshot()))
+		crashpoint.Here("order.place/before-commit")
+		return err
 	})
+	crashpoint.Here("order.place/after-commit")
 	return placed, err
 }
 
@@ -184,9 +190,13 @@ func facts(o order.Snapshot) event.Order {
 
 // MarkDispatched records on the order that a courier has it. An order that has another one keeps it, unless the event is
 // a correction: the dispatch service decides who brings an order, once. NotFound if there is no such order, or not yet.
+// Invalid if the event breaks a rule.
 func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) error {
 	id, err := order.ParseID(e.OrderID)
 	if err != nil {
+		return err
+	}
+	if _, err := courierOf(e.CourierID, e.AssignedAt); err != nil {
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
@@ -197,10 +207,16 @@ func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) e
 }
 
 // MarkDelivered records on the order that the courier brought it. An order that was cancelled meanwhile stays so, and
-// its history tells. NotFound if there is no such order, or not yet.
+// its history tells. NotFound if there is no such order, or not yet. Invalid if the event breaks a rule.
 func (s *Orders) MarkDelivered(ctx context.Context, e event.DispatchDelivered) error {
 	id, err := order.ParseID(e.OrderID)
 	if err != nil {
+		return err
+	}
+	if _, err := courierOf(e.CourierID, e.AssignedAt); err != nil {
+		return err
+	}
+	if err := domain.CheckTime("delivered_at", e.DeliveredAt); err != nil {
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
@@ -217,10 +233,14 @@ func (s *Orders) MarkDelivered(ctx context.Context, e event.DispatchDelivered) e
 }
 
 // RecordPoints records on the order what paying for it earned. NotFound if there is no such order, or not yet.
+// Invalid if no order can earn that much.
 func (s *Orders) RecordPoints(ctx context.Context, e event.PointsAwarded) error {
 	id, err := order.ParseID(e.OrderID)
 	if err != nil {
 		return err
+	}
+	if e.Points < 0 || e.Points > domain.MaxAmount {
+		return domain.InvalidField("points", "points_out_of_range", "points must be between 0 and %d", domain.MaxAmount)
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) { return o.RecordPoints(e.Points), nil })
@@ -230,10 +250,18 @@ func (s *Orders) RecordPoints(ctx context.Context, e event.PointsAwarded) error 
 // Cancel ends an order and announces it. Cancelling again changes nothing. NotFound if there is no such order,
 // Conflict if it is delivered, Invalid if the reason can not be one.
 func (s *Orders) Cancel(ctx context.Context, id order.ID, reason string) (order.Snapshot, error) {
+	return s.cancel(ctx, id, reason, func(order.Snapshot) error { return nil })
+}
+
+// cancel is Cancel, unless check has something against the order that is stored.
+func (s *Orders) cancel(ctx context.Context, id order.ID, reason string, check func(order.Snapshot) error) (order.Snapshot, error) {
 	var cancelled order.Snapshot
 	err := s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		var changed bool
 		err := tx.Orders.Update(ctx, id, func(o *order.Order) (_ bool, err error) {
+			if err := check(o.Snapshot()); err != nil {
+				return false, err
+			}
 			changed, err = o.Cancel(reason, time.Now())
 			cancelled = o.Snapshot()
 			return changed, err
@@ -241,27 +269,41 @@ func (s *Orders) Cancel(ctx context.Context, id order.ID, reason string) (order.
 		if err != nil || !changed {
 			return err
 		}
-		return tx.Outbox.Publish(ctx, cancelledEvent(cancelled))
+		err = tx.Outbox.Publish(ctx, cancelledEvent(cancelled))
+		crashpoint.Here("order.cancel/before-commit")
+		return err
 	})
+	crashpoint.Here("order.cancel/after-commit")
 	return cancelled, err
 }
 
-// CancelUndispatchable ends an order for which no courier was found.
+// CancelUndispatchable ends an order for which no courier was found. Invalid if the event breaks a rule or tells of an
+// order that costs something else.
 func (s *Orders) CancelUndispatchable(ctx context.Context, e event.DispatchImpossible) error {
-	return s.cancelFor(ctx, e.OrderID, order.ReasonNoCourier)
+	return s.cancelFor(ctx, e.Order, order.ReasonNoCourier)
 }
 
-// CancelUnpaid ends an order whose payment was refused.
+// CancelUnpaid ends an order whose payment was refused. Invalid if the event breaks a rule or tells of an order that
+// costs something else.
 func (s *Orders) CancelUnpaid(ctx context.Context, e event.PaymentRefused) error {
-	return s.cancelFor(ctx, e.OrderID, order.ReasonNotPaid)
+	return s.cancelFor(ctx, e.Order, order.ReasonNotPaid)
 }
 
-func (s *Orders) cancelFor(ctx context.Context, orderID, reason string) error {
-	id, err := order.ParseID(orderID)
+func (s *Orders) cancelFor(ctx context.Context, e event.Order, reason string) error {
+	want, err := rebuild(e)
 	if err != nil {
 		return err
 	}
-	_, err = s.Cancel(ctx, id, reason)
+	w := want.Snapshot()
+	_, err = s.cancel(ctx, w.ID, reason, func(stored order.Snapshot) error {
+		if stored.Money != w.Money {
+			return domain.Errorf(domain.Invalid, "order_mismatch", "order %s is stored with another amount than this event says", w.ID)
+		}
+		if stored.Status == order.Delivered { // who ordered has eaten: time does not change that, and a person sees to the rest
+			return domain.Errorf(domain.Invalid, "order_delivered", "order %s is delivered, and so it is not cancelled because %s", w.ID, reason)
+		}
+		return nil
+	})
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/event"
 	"takeout/domain/order"
@@ -50,6 +51,7 @@ func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
 		return err
 	}
 	reference, err := s.charge(ctx, bill)
+	crashpoint.Here("payment/charged")
 	refusal, refused := errors.AsType[*domain.Error](err)
 	refused = refused && refusal.Kind == domain.Conflict
 	if err != nil && !refused {
@@ -126,6 +128,9 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 	if err != nil {
 		return err
 	}
+	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
+		return err
+	}
 	p, err := s.Get(ctx, bill.OrderID)
 	known := domain.KindOf(err) != domain.NotFound
 	if known && err != nil {
@@ -142,6 +147,7 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 		if err := s.cancel(ctx, bill); err != nil {
 			return err
 		}
+		crashpoint.Here("payment/cancelled")
 	}
 	at := micro(time.Now())
 	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/order"
 )
@@ -132,11 +133,14 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 	}
 	for _, s := range seen {
 		b, a := before[s.orderID], after[s.orderID]
+		// A message that was given up because its order is missing waits for this repair.
+		missing := s.verdict.class == OrphanDispatch || s.verdict.class == OrphanPayment
+		failures := (b.Failures || a.Failures) && !missing
 		switch {
 		case s.verdict.class == "" && !s.moving:
 			p.resolve(c, s.orderID, "")
-		case s.moving || b.Events || a.Events || b.Failures || a.Failures:
-			p.leave(c, s, b.Failures || a.Failures)
+		case s.moving || b.Events || a.Events || failures:
+			p.leave(c, s, failures)
 		default:
 			if err := p.decide(ctx, c, s); err != nil {
 				return err
@@ -365,6 +369,7 @@ func (p *pass) repair(ctx context.Context, pairs []*comparison) {
 				p.complain("%v", err)
 			}
 			err := p.apply(ctx, f)
+			crashpoint.Here("reconcile/repaired")
 			if domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil {
 				p.complain("repair: %v", err)
 				break

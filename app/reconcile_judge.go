@@ -290,3 +290,16 @@ func judgeUnpaidPoints(orders []Record) verdict {
 	}
 	return consistent // the payment is missing, which is found where it is compared with the order
 }
+
+// JudgeDispatch returns what reconciliation finds if these are all the rows that the order and the dispatch service have
+// of an order and nothing about it is under way: the class, empty if they agree, and the repair, nil if none is due or a
+// person must decide.
+func JudgeDispatch(orders, dispatches []Record) (class string, repair func(ctx context.Context, u UseCases, id order.ID) error) {
+	v := judgeDispatch(orders, dispatches)
+	if v.remedy == nil {
+		return v.class, nil
+	}
+	return v.class, func(ctx context.Context, u UseCases, id order.ID) error {
+		return v.remedy.do(ctx, u, id, "reconciliation found "+v.class)
+	}
+}

@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"takeout/crashpoint"
 )
 
 // pass is one run.
@@ -49,6 +51,7 @@ func (p *pass) run(ctx context.Context) error {
 	pairs := p.pairs()
 	for _, c := range pairs {
 		err := p.compare(ctx, c)
+		crashpoint.Here("reconcile/detected")
 		if err == nil {
 			err = p.verify(ctx, c)
 		}
@@ -67,9 +70,11 @@ func (p *pass) run(ctx context.Context) error {
 	if err := p.keep(ctx); err != nil {
 		return err
 	}
+	crashpoint.Here("reconcile/verified")
 	if p.request.Repair {
 		p.repair(ctx, pairs)
 	}
+	crashpoint.Here("reconcile/before-settle")
 	if err := p.settle(ctx, pairs); err != nil {
 		return err
 	}

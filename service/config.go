@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"takeout/adapters/rabbitmq"
 	"takeout/adapters/sqldb"
 	"takeout/domain/event"
 	"takeout/ports/messaging"
@@ -121,8 +122,14 @@ func (c *Config) Validate() error {
 		return setting("database-url", "must start with mysql://; SQLite files go to --data-dir")
 	}
 	scheme, _, _ := strings.Cut(c.BrokerURL, ":")
-	if !slices.Contains([]string{"embedded", "sql", "amqp", "amqps"}, scheme) || !strings.Contains(c.BrokerURL, ":") {
+	if !slices.Contains([]string{"embedded", "sql", "amqp", "amqps"}, scheme) || !strings.Contains(c.BrokerURL, ":") ||
+		scheme == "embedded" && c.BrokerURL != "embedded:" {
 		return setting("broker-url", "must be embedded:, sql:, sql:mysql://… or amqp://…")
+	}
+	if strings.HasPrefix(scheme, "amqp") {
+		if err := rabbitmq.CheckURL(c.BrokerURL); err != nil {
+			return setting("broker-url", "%w", err)
+		}
 	}
 	if c.embeddedBroker() && len(c.roles()) != len(messaging.Roles) {
 		return setting("broker-url", "the embedded broker serves one process that runs all roles; "+

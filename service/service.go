@@ -25,6 +25,7 @@ import (
 	"takeout/adapters/sqlqueue"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/ports/httpapi"
@@ -93,7 +94,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 		}
 	}
 	for _, start := range []func() error{
-		s.announceEarly, s.addConsumers, s.addReconciler, s.serveHTTP, s.bind, s.consume, s.relay, s.assignWaiting, s.reconcile, s.prune,
+		s.announceEarly, s.addConsumers, s.addReconciler, s.bind, s.serveHTTP, s.consume, s.relay, s.assignWaiting, s.reconcile, s.prune,
 	} {
 		if err := start(); err != nil {
 			return nil, err
@@ -455,6 +456,7 @@ func (s *Service) Stop(ctx context.Context) error {
 
 func (s *Service) stop() error {
 	var errs []error
+	crashpoint.Here("shutdown/before-drain")
 	if s.reconciler != nil {
 		s.reconciler.stop()
 	}
@@ -469,6 +471,7 @@ func (s *Service) stop() error {
 	for _, relay := range s.relays {
 		errs = append(errs, relay.Close())
 	}
+	crashpoint.Here("shutdown/half-drained")
 	if s.consumers != nil {
 		errs = append(errs, s.consumers.Close())
 	}

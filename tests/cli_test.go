@@ -506,10 +506,7 @@ func TestDoctorNamesCauseAndNextStep(t *testing.T) {
 		},
 		"a setting is wrong": func(t *testing.T) {
 			run(t, map[string]string{"TAKEOUT_ORDER_DATABASE_URL": "mysql://user:" + password + "%zz@h/db"}, "doctor").complains(t, 2, "TAKEOUT_ORDER_DATABASE_URL")
-			o := run(t, map[string]string{"TAKEOUT_BROKER_URL": "amqp://user:" + password + "%zz@h/", "TAKEOUT_DATA_DIR": t.TempDir()}, "doctor")
-			require.Equal(t, 1, o.code, "%s", o)
-			o.keepsThePassword(t)
-			require.Contains(t, findings(t, o)["URLs"].Cause, "TAKEOUT_BROKER_URL")
+			run(t, map[string]string{"TAKEOUT_BROKER_URL": "amqp://user:" + password + "%zz@h/"}, "doctor").complains(t, 2, "TAKEOUT_BROKER_URL")
 		},
 	})
 }

@@ -33,7 +33,7 @@ func TestServersThatFreezeOrDieTogetherWithEverythingElseLoseNothing(t *testing.
 		place(20)
 		placed = s.orderRows(t, "SELECT COUNT(*) FROM order_info")
 		s.awaitAllDispatched(t, placed)
-		s.settled(t)
+		s.awaitRest(t)
 		s.noFailures(t)
 	}
 	goroutines := func() (all map[string]int) {

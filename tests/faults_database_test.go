@@ -91,7 +91,7 @@ func TestServerInTroubleRefusesOrdersClearlyAndSpendsNoAttempt(t *testing.T) {
 		s.awaitTaken(t)
 		s.placeMany(t, 20, 8)
 		s.awaitAllDispatched(t, all())
-		s.settled(t)
+		s.awaitRest(t)
 		s.noFailures(t)
 	}
 
@@ -196,7 +196,7 @@ func TestChangeThatWaitedForALockTooLongIsMadeAsAWholeOrNotAtAll(t *testing.T) {
 	release()
 	s.awaitAllDispatched(t, 1)
 	require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM inbox WHERE consumer = 'order.mark-dispatched'"))
-	s.settled(t)
+	s.awaitRest(t)
 	s.noFailures(t)
 	require.Empty(t, s.sampleOf(t, "takeout_retries_delayed_total"), "no retry is spent")
 }
@@ -350,6 +350,6 @@ func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) 
 	stored := s.orderRows(t, "SELECT COUNT(*) FROM order_info")
 	require.GreaterOrEqual(t, stored, accepted)
 	s.awaitAllDispatched(t, stored)
-	s.settled(t)
+	s.awaitRest(t)
 	s.noFailures(t)
 }

@@ -181,7 +181,7 @@ func TestHundredLossesOfTheBrokerAndTheDatabaseLeaveNothingOpen(t *testing.T) {
 		}
 		return nil
 	})
-	s.settled(t)
+	s.awaitRest(t)
 	s.noFailures(t)
 	require.NoError(t, p.terminate(t))
 }

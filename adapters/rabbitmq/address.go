@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"regexp"
 	"slices"
@@ -40,6 +41,12 @@ var (
 // knownParameters is what amqp091 reads. It ignores all others, so that a misspelt one would have no effect.
 var knownParameters = []string{"certfile", "keyfile", "cacertfile", "server_name_indication", "auth_mechanism",
 	"heartbeat", "connection_timeout", "channel_max"}
+
+// CheckURL returns what is wrong with a broker's URL, nil if nothing is. It does not connect, and repeats no password.
+func CheckURL(rawURL string) error {
+	_, err := parseAddress(rawURL)
+	return err
+}
 
 func parseAddress(rawURL string) (address, error) {
 	u, err := url.Parse(rawURL)
@@ -92,6 +99,9 @@ func parseAddress(rawURL string) (address, error) {
 	uri, err := amqp.ParseURI(u.String())
 	if err != nil {
 		return address{}, errNotURL
+	}
+	if uri.Port > math.MaxUint16 {
+		return address{}, errors.New("broker URL: the port must be from 1 to 65535")
 	}
 	return address{u.String(), uri, namespace}, nil
 }

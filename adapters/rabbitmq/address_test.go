@@ -11,6 +11,7 @@ func TestWrongURLIsRefusedWithoutShowingThePassword(t *testing.T) {
 		"http://u:s3cr3t@h/":                      "amqp or amqps",
 		"u:s3cr3t@h/":                             "amqp or amqps",
 		"amqp://u:s3cr3t@h:port/":                 "percent-encoded",
+		"amqp://u:s3cr3t@h:70000/":                "port must be",
 		"amqp://u:s3/cr3t@h/":                     "percent-encoded",
 		"amqp://u:3/s3cr3t@h/":                    "percent-encoded",
 		"amqp://u:3?s3cr3t@h/":                    "percent-encoded",

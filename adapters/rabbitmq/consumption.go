@@ -10,6 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"takeout/app"
+	"takeout/crashpoint"
 )
 
 // ackDelay is how long the ack of a delivery may wait for an unfinished one before it, so that one ack settles both.
@@ -182,6 +183,7 @@ func (c *consumption) handOut() {
 	d, ended, outcomes := c.offered, c.messages.Done(), c.outcomes
 	c.offered = nil
 	c.inFlight++
+	crashpoint.Here("rabbitmq/delivered")
 	go func() {
 		defer d.end()
 		o := outcome{tag: d.tag}
@@ -224,7 +226,7 @@ func (c *consumption) note(o outcome) {
 
 func (c *consumption) ackPrefix() {
 	if last := c.ledger.prefix(); last != 0 {
-		_ = c.channel.Ack(last, true)
+		c.ack(last, true)
 	}
 	if c.ledger.waiting > 0 && !c.lateSet {
 		c.late.Reset(ackDelay)
@@ -235,8 +237,14 @@ func (c *consumption) ackPrefix() {
 func (c *consumption) ackStragglers() {
 	c.lateSet = false
 	for _, tag := range c.ledger.stragglers() {
-		_ = c.channel.Ack(tag, false)
+		c.ack(tag, false)
 	}
+}
+
+func (c *consumption) ack(tag uint64, andThoseBefore bool) {
+	crashpoint.Here("rabbitmq/before-ack")
+	_ = c.channel.Ack(tag, andThoseBefore)
+	crashpoint.Here("rabbitmq/acked")
 }
 
 // returnHeld gives the deliveries whose delay is over by now back to the queue.

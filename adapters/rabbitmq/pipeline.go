@@ -7,6 +7,8 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"takeout/crashpoint"
 )
 
 // pipeline is one confirm channel with many messages under way.
@@ -91,6 +93,7 @@ func (p *pipeline) send(topic string, publishing amqp.Publishing, timer *time.Ti
 	}
 	confirm, err := p.channel.PublishWithDeferredConfirm(p.exchange, topic, true, false, publishing)
 	<-p.turn
+	crashpoint.Here("rabbitmq/published")
 	if err != nil {
 		if !errors.Is(err, amqp.ErrClosed) {
 			p.session.fail(err)
@@ -152,6 +155,7 @@ func (p *pipeline) settle(sent *pending) error {
 	case returned:
 		return ErrUnroutable
 	case sent.confirm.Acked():
+		crashpoint.Here("rabbitmq/confirmed")
 		return nil
 	case p.channel.IsClosed():
 		return p.lost() // amqp091 calls everything nacked that was not confirmed before the end

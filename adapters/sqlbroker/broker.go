@@ -20,6 +20,7 @@ import (
 
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
+	"takeout/crashpoint"
 	"takeout/domain"
 )
 
@@ -224,7 +225,12 @@ func (b *Broker) publish(group []publishing) {
 	defer cancel()
 	err := b.bind(ctx)
 	if err == nil {
-		err = b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error { return b.insert(ctx, tx, group, errs) })
+		err = b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+			err := b.insert(ctx, tx, group, errs)
+			crashpoint.Here("sqlbroker/before-commit")
+			return err
+		})
+		crashpoint.Here("sqlbroker/after-commit")
 	}
 	b.setTrouble(err)
 	if err != nil && len(group) > 1 && domain.KindOf(err) != domain.Unavailable {

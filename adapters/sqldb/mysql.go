@@ -40,7 +40,7 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 	}
 	for key, values := range u.Query() {
 		if key != "tls" {
-			return nil, fmt.Errorf("the %s database URL has the unknown parameter %q; tls is the only one", name, key)
+			return nil, fmt.Errorf("the %s database URL has another parameter than tls, which is the only one", name)
 		}
 		cfg.TLSConfig = values[len(values)-1]
 	}

@@ -223,7 +223,8 @@ func (db *DB) kind(kind domain.Kind, code, format string, cause error) error {
 // parseURL is url.Parse with an error that does not repeat the URL, which holds a password.
 func parseURL(name, rawURL string) (*url.URL, error) {
 	u, err := url.Parse(rawURL)
-	if err != nil || u.Opaque != "" {
+	// An @ behind the host is the end of a password that had an unescaped character before it.
+	if err != nil || u.Opaque != "" || u.Fragment != "" || strings.ContainsAny(u.EscapedPath()+u.RawQuery, "@ ") {
 		return nil, fmt.Errorf("the %s database URL cannot be read; it must be mysql://user:password@host:port/database, "+
 			"with special characters in the password written as %%XX", name)
 	}

@@ -25,6 +25,7 @@ import (
 
 	"takeout/adapters/sqldb"
 	"takeout/app"
+	"takeout/crashpoint"
 )
 
 // Config says which rows a Reader reads, and how.
@@ -200,6 +201,9 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 			trouble = false
 			s.logger.Info("the queue can be read again")
 		}
+		if len(rows) > 0 {
+			crashpoint.In(s.cfg.Table, "claimed")
+		}
 		for i, row := range rows {
 			if !s.handOut(taking, handling, row, inFlight) {
 				s.giveBack(rows[i:])
@@ -359,9 +363,11 @@ func (s *subscription) settleBatch(outcomes []outcome, stop <-chan struct{}) {
 
 // delete deletes acked rows, once what must outlive them is kept.
 func (s *subscription) delete(ids []any, stop <-chan struct{}) {
+	crashpoint.In(s.cfg.Table, "acked")
 	statement := s.db.DeleteByID(s.cfg.Table, len(ids))
 	if s.cfg.Archive == nil {
 		s.exec(statement, ids, stop)
+		crashpoint.In(s.cfg.Table, "deleted")
 		return
 	}
 	s.persist(len(ids), stop, func(ctx context.Context) error {
@@ -370,6 +376,7 @@ func (s *subscription) delete(ids []any, stop <-chan struct{}) {
 				return err
 			}
 			_, err := tx.ExecContext(ctx, statement, ids...)
+			crashpoint.In(s.cfg.Table, "deleted")
 			return err
 		})
 	})

@@ -17,6 +17,7 @@ import (
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
 	"takeout/app"
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/event"
 )
@@ -155,19 +156,30 @@ func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSch
 // InTx implements app.Store.
 func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
 	var out *outbox
+	d, delivered := app.DeliveryFrom(ctx)
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		out = &outbox{tx: tx, keys: s.keys}
-		if d, ok := app.DeliveryFrom(ctx); ok {
+		if delivered {
+			crashpoint.In(d.Consumer, "before-inbox")
 			if err := recordDelivery(ctx, s.db, tx, d); err != nil {
 				return err
 			}
+			crashpoint.In(d.Consumer, "after-inbox")
 		}
-		return fn(ctx, s.bind(tx, out))
+		err := fn(ctx, s.bind(tx, out))
+		if err == nil {
+			crashpoint.In(d.Consumer, "before-commit")
+		}
+		return err
 	})
-	if err == nil && out.used {
+	if err != nil {
+		return err
+	}
+	crashpoint.In(d.Consumer, "after-commit")
+	if out.used {
 		s.bell.Ring()
 	}
-	return err
+	return nil
 }
 
 // View implements app.Store.

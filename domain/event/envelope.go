@@ -1,7 +1,9 @@
 package event
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -117,8 +119,16 @@ func validID(s string) bool {
 	return true
 }
 
+// malformed says what does not fit, and repeats nothing of the message: errors go to the log, and messages hold what
+// must not.
 func malformed(what string, err error) error {
-	return &domain.Error{Kind: domain.Invalid, Code: "event_malformed", Message: what, Cause: err}
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return domain.InvalidField(wrong.Field, "event_malformed", "%s: %s has the wrong type", what, cmp.Or(wrong.Field, "it"))
+	}
+	if wrong, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return domain.Errorf(domain.Invalid, "event_malformed", "%s: it is not JSON from byte %d on", what, wrong.Offset)
+	}
+	return domain.Errorf(domain.Invalid, "event_malformed", "%s: a time must be such as 2006-01-02T15:04:05Z", what)
 }
 
 // SubjectOf returns the order id that a message says it is about, empty if it does not say so in a way that could

@@ -2,9 +2,11 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"net/http"
 	"strings"
+	"unicode"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -75,14 +77,21 @@ func wanted(err *json.SemanticError) string {
 }
 
 func fieldProblem(pointer jsontext.Pointer, code, says string) *Problem {
-	field := strings.TrimPrefix(string(pointer), "/")
-	if len(field) > 64 {
-		field = field[:64]
-	}
-	field = strings.ToValidUTF8(field, "?")
+	field := named(strings.TrimPrefix(string(pointer), "/"))
 	p := newProblem(http.StatusBadRequest, code, field+" "+says)
 	p.Errors = []FieldProblem{{field, code, p.Detail}}
 	return p
+}
+
+// named is the name of an input as a problem repeats it: short, and with nothing that could do harm where it is shown.
+func named(input string) string {
+	input = strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./~ ", r) {
+			return r
+		}
+		return '?'
+	}, input)
+	return cmp.Or(strings.ToValidUTF8(clip(input, 64), ""), `""`)
 }
 
 func malformed() *Problem {

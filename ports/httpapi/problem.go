@@ -32,6 +32,9 @@ type FieldProblem struct {
 	Detail string `json:"detail" example:"amount must be between 1 and 2147483647 minor units"`
 }
 
+// maxErrors is how many wrong parameters a problem names.
+const maxErrors = 3
+
 const problemBase = "https://takeout.example/problems#"
 
 func newProblem(status int, code, detail string) *Problem {
@@ -58,8 +61,8 @@ func (p *Problem) GetHeaders() http.Header {
 // complete adds what only the request knows.
 func (p *Problem) complete(r *http.Request) {
 	p.RequestID = requestID(r.Context())
-	if len(r.URL.Path) <= 256 {
-		p.Instance = r.URL.Path
+	if path := r.URL.EscapedPath(); len(path) <= 256 {
+		p.Instance = path
 	}
 }
 
@@ -124,8 +127,11 @@ func humaProblem(status int, detail string, errs ...error) huma.StatusError {
 		if problem, ok := errors.AsType[*Problem](err); ok {
 			return problem
 		}
+		if len(p.Errors) == maxErrors {
+			break
+		}
 		if d, ok := err.(huma.ErrorDetailer); ok {
-			p.Errors = append(p.Errors, FieldProblem{d.ErrorDetail().Location, code, d.ErrorDetail().Message})
+			p.Errors = append(p.Errors, FieldProblem{named(d.ErrorDetail().Location), code, d.ErrorDetail().Message})
 		}
 	}
 	return p

@@ -39,3 +39,7 @@ func classify(err error) class {
 		return transient
 	}
 }
+
+// Classify returns what an error says about the message that was being handled: done if there is none, permanent,
+// transient, infrastructure or shutdown.
+func Classify(err error) string { return string(classify(err)) }

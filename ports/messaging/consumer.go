@@ -15,6 +15,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
 
 	"takeout/app"
+	"takeout/crashpoint"
 	"takeout/domain"
 	"takeout/domain/event"
 )
@@ -243,6 +244,7 @@ func (c *consumer) putAside(msg *message.Message, f app.Failure) error {
 		after := c.delays[tier-1]
 		err := c.store(msg, func(ctx context.Context) error { return c.failures.Delay(ctx, f, tier, after) })
 		if err == nil {
+			crashpoint.Here("consumer/delayed")
 			c.metrics.delayed(c.route.Queue, tier)
 			c.logger.Warn("a message failed and is tried again later", append(about, "tier", tier, "after", after.String())...)
 		}
@@ -252,6 +254,7 @@ func (c *consumer) putAside(msg *message.Message, f app.Failure) error {
 	}
 	err := c.store(msg, func(ctx context.Context) error { return c.failures.Keep(ctx, f) })
 	if err == nil {
+		crashpoint.Here("consumer/kept")
 		c.metrics.kept(c.route.Queue, f.Class)
 		c.logger.Error("a message was given up and is kept for a person", about...)
 	}

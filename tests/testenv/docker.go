@@ -22,6 +22,8 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
 	tclog "github.com/testcontainers/testcontainers-go/log"
+
+	"takeout/verify/servers"
 )
 
 // ownerLabel is on every container and holds host:pid of the process that must remove it.
@@ -29,7 +31,7 @@ const ownerLabel = "takeout.test.owner"
 
 // docker starts containers of one image.
 type docker struct {
-	kind  kind
+	kind  servers.Kind
 	image string
 	*engine
 }
@@ -44,9 +46,9 @@ type engine struct {
 func (d docker) String() string { return "docker image " + d.image }
 func (d docker) way() string    { return "docker" }
 
-func image(k kind) string {
+func image(k servers.Kind) string {
 	variable, name := envMySQLImage, "mysql:8.4"
-	if k == rabbitKind {
+	if k == servers.RabbitMQ {
 		variable, name = envRabbitImage, "rabbitmq:4-management"
 	}
 	if own := os.Getenv(variable); own != "" {
@@ -56,7 +58,7 @@ func image(k kind) string {
 }
 
 // findDocker finds a Docker engine that has the image of this kind or can pull it.
-func findDocker(k kind) (backend, error) {
+func findDocker(k servers.Kind) (backend, error) {
 	e, err := findEngine()
 	if err != nil {
 		return nil, err
@@ -198,7 +200,7 @@ func (e *engine) sweep() {
 	host, _ := os.Hostname()
 	for _, c := range list.Items {
 		pid, ok := strings.CutPrefix(c.Labels[ownerLabel], host+":")
-		if ok && isGone(pid) {
+		if ok && servers.IsGone(pid) {
 			e.remove(ctx, c.ID)
 		}
 	}
@@ -213,7 +215,7 @@ func (e *engine) remove(ctx context.Context, id string) {
 }
 
 func (d docker) start(_ bool, settings ...string) (server, error) {
-	return withFreePorts(func() (server, error) { return d.run(settings) })
+	return servers.WithFreePorts(func() (server, error) { return d.run(settings) })
 }
 
 // dockerServer is a container whose ports on the host are chosen by us, because Docker chooses new ones
@@ -229,25 +231,25 @@ func (d docker) run(settings []string) (_ server, err error) {
 	s := &dockerServer{docker: d}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	var port, apiPort int
-	if err := freePorts(&port, &apiPort); err != nil {
+	if err := servers.FreePorts(&port, &apiPort); err != nil {
 		return nil, err
 	}
 	published := map[string]int{"3306/tcp": port}
-	env := map[string]string{"MYSQL_ROOT_PASSWORD": mysqlPassword, "MARIADB_ROOT_PASSWORD": mysqlPassword}
-	command := slices.Concat(mysqlSettings, settings)
-	s.address = address(mysqlKind, d.host, port)
-	if d.kind == rabbitKind {
+	env := map[string]string{"MYSQL_ROOT_PASSWORD": servers.Password, "MARIADB_ROOT_PASSWORD": servers.Password}
+	command := slices.Concat(servers.MySQLSettings, settings)
+	s.address = servers.Address(servers.MySQL, d.host, port)
+	if d.kind == servers.RabbitMQ {
 		published = map[string]int{"5672/tcp": port, "15672/tcp": apiPort}
 		env = map[string]string{
 			"RABBITMQ_DEFAULT_USER": "guest", "RABBITMQ_DEFAULT_PASS": "guest",
-			"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": erlangSettings,
+			"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": servers.ErlangSettings,
 		}
 		command = nil
-		s.address = address(rabbitKind, d.host, port)
+		s.address = servers.Address(servers.RabbitMQ, d.host, port)
 		s.api = fmt.Sprintf("http://guest:guest@%s:%d", d.host, apiPort)
 	}
 	hostname, _ := os.Hostname()
@@ -269,7 +271,7 @@ func (d docker) run(settings []string) (_ server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.start(); err != nil {
+	if err := s.Start(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -288,24 +290,24 @@ func (d docker) bindings(published map[string]int) network.PortMap {
 	return ports
 }
 
-func (s *dockerServer) url() *url.URL      { return s.address }
-func (s *dockerServer) management() string { return s.api }
+func (s *dockerServer) URL() *url.URL      { return s.address }
+func (s *dockerServer) Management() string { return s.api }
 
-func (s *dockerServer) among() (string, error) {
+func (s *dockerServer) Among() (string, error) {
 	ip, err := s.container.ContainerIP(context.Background())
 	return net.JoinHostPort(ip, "3306"), err
 }
 
 func (s *dockerServer) id() string { return s.container.GetContainerID() }
 
-func (s *dockerServer) start() error {
+func (s *dockerServer) Start() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if _, err := s.client.ContainerStart(ctx, s.id(), client.ContainerStartOptions{}); err != nil {
 		return err
 	}
 	// An image that has to be initialised first takes its time on a busy machine.
-	if err := awaitReady(s.kind, s.address, s.ended(ctx), 3*time.Minute); err != nil {
+	if err := servers.AwaitReady(aborted, s.kind, s.address, s.ended(ctx), 3*time.Minute); err != nil {
 		return fmt.Errorf("%w%s", err, s.logTail())
 	}
 	return nil
@@ -332,10 +334,10 @@ func (s *dockerServer) logTail() string {
 	}
 	defer logs.Close()
 	text, _ := io.ReadAll(logs)
-	return tail("the container's log", text)
+	return servers.Tail("the container's log", text)
 }
 
-func (s *dockerServer) stop() error {
+func (s *dockerServer) Stop() error {
 	ctx := context.Background()
 	_, _ = s.client.ContainerUnpause(ctx, s.id(), client.ContainerUnpauseOptions{})
 	patience := 60
@@ -343,24 +345,24 @@ func (s *dockerServer) stop() error {
 	return err
 }
 
-func (s *dockerServer) kill() error {
+func (s *dockerServer) Kill() error {
 	ctx := context.Background()
 	_, _ = s.client.ContainerUnpause(ctx, s.id(), client.ContainerUnpauseOptions{})
 	_, err := s.client.ContainerKill(ctx, s.id(), client.ContainerKillOptions{Signal: "KILL"})
 	return err
 }
 
-func (s *dockerServer) freeze() error {
+func (s *dockerServer) Freeze() error {
 	_, err := s.client.ContainerPause(context.Background(), s.id(), client.ContainerPauseOptions{})
 	return err
 }
 
-func (s *dockerServer) thaw() error {
+func (s *dockerServer) Thaw() error {
 	_, err := s.client.ContainerUnpause(context.Background(), s.id(), client.ContainerUnpauseOptions{})
 	return err
 }
 
-func (s *dockerServer) ctl(args ...string) (string, error) {
+func (s *dockerServer) Ctl(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	code, output, err := s.container.Exec(ctx, append([]string{"rabbitmqctl"}, args...), tcexec.Multiplexed())
@@ -374,7 +376,7 @@ func (s *dockerServer) ctl(args ...string) (string, error) {
 	return string(text), err
 }
 
-func (s *dockerServer) close() {
+func (s *dockerServer) Close() {
 	if s.container == nil {
 		return
 	}

@@ -1,18 +1,19 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/url"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"takeout/verify/servers"
 )
 
 // Variables that users may set.
@@ -32,22 +33,8 @@ const (
 	envManagement = "TAKEOUT_TEST_AMQP_MANAGEMENT_URL"
 )
 
-type kind string
-
-const (
-	mysqlKind  kind = "mysql"
-	rabbitKind kind = "amqp"
-)
-
-func (k kind) title() string {
-	if k == mysqlKind {
-		return "MySQL or MariaDB"
-	}
-	return "RabbitMQ"
-}
-
-func (k kind) urlVariable() string {
-	if k == mysqlKind {
+func urlVariable(k servers.Kind) string {
+	if k == servers.MySQL {
 		return envMySQLURL
 	}
 	return envAMQPURL
@@ -55,45 +42,20 @@ func (k kind) urlVariable() string {
 
 // server is one MySQL, MariaDB or RabbitMQ that this process started and must end.
 type server interface {
-	url() *url.URL
-	// among is host and port at which other servers of the tests reach it.
-	among() (string, error)
-	// management is the URL of RabbitMQ's management API, or "".
-	management() string
-	// start returns when the server accepts connections.
-	start() error
-	stop() error
-	kill() error
-	freeze() error
-	thaw() error
-	ctl(args ...string) (string, error)
-	// close ends the server in any state and removes everything that belongs to it.
-	close()
-}
-
-const mysqlPassword = "takeout-test"
-
-// Servers are as durable as in production, and otherwise small: tests share the machine with them.
-var mysqlSettings = []string{
-	"--skip-name-resolve",
-	"--character-set-server=utf8mb4",
-	"--max-connections=500",
-	"--innodb-buffer-pool-size=256M",
-	"--innodb-flush-log-at-trx-commit=1",
-}
-
-// Two schedulers, which do not spin while they wait, and a port table of fixed size: Erlang otherwise
-// reserves one for all files that may be open, and some Docker engines allow a billion.
-const erlangSettings = "+S 2:2 +Q 65536 +sbwt none +sbwtdcpu none +sbwtdio none"
-
-// address is the URL of a server that we started.
-func address(k kind, host string, port int) *url.URL {
-	u := &url.URL{Scheme: "mysql", User: url.UserPassword("root", mysqlPassword), Path: "/"}
-	if k == rabbitKind {
-		u.Scheme, u.User = "amqp", url.UserPassword("guest", "guest")
-	}
-	u.Host = net.JoinHostPort(host, strconv.Itoa(port))
-	return u
+	URL() *url.URL
+	// Among is host and port at which other servers of the tests reach it.
+	Among() (string, error)
+	// Management is the URL of RabbitMQ's management API, or "".
+	Management() string
+	// Start returns when the server accepts connections.
+	Start() error
+	Stop() error
+	Kill() error
+	Freeze() error
+	Thaw() error
+	Ctl(args ...string) (string, error)
+	// Close ends the server in any state and removes everything that belongs to it.
+	Close()
 }
 
 // backend is one way to start servers of one kind.
@@ -120,21 +82,21 @@ var (
 	live   = map[server]bool{}
 	// starting counts the servers that are not live yet.
 	starting atomic.Int32
-	// closing is set when the process is about to end: servers that are starting give up.
-	closing atomic.Bool
+	// aborted ends when the process is about to end: servers that are starting give up.
+	aborted, abort = context.WithCancelCause(context.Background())
 
-	sharedServers = map[kind]func() (*endpoint, error){
-		mysqlKind:  sync.OnceValues(func() (*endpoint, error) { return findShared(mysqlKind) }),
-		rabbitKind: sync.OnceValues(func() (*endpoint, error) { return findShared(rabbitKind) }),
+	sharedServers = map[servers.Kind]func() (*endpoint, error){
+		servers.MySQL:    sync.OnceValues(func() (*endpoint, error) { return findShared(servers.MySQL) }),
+		servers.RabbitMQ: sync.OnceValues(func() (*endpoint, error) { return findShared(servers.RabbitMQ) }),
 	}
-	backends = map[kind]func() (backend, error){
-		mysqlKind:  sync.OnceValues(func() (backend, error) { return findBackend(mysqlKind) }),
-		rabbitKind: sync.OnceValues(func() (backend, error) { return findBackend(rabbitKind) }),
+	backends = map[servers.Kind]func() (backend, error){
+		servers.MySQL:    sync.OnceValues(func() (backend, error) { return findBackend(servers.MySQL) }),
+		servers.RabbitMQ: sync.OnceValues(func() (backend, error) { return findBackend(servers.RabbitMQ) }),
 	}
 )
 
-func findShared(k kind) (*endpoint, error) {
-	given := os.Getenv(k.urlVariable())
+func findShared(k servers.Kind) (*endpoint, error) {
+	given := os.Getenv(urlVariable(k))
 	runner := os.Getenv(envRunner)
 	force, err := forced()
 	if err != nil {
@@ -146,19 +108,19 @@ func findShared(k kind) (*endpoint, error) {
 			return nil, err
 		}
 		e := &endpoint{url: u, from: "urls"}
-		if k == rabbitKind {
+		if k == servers.RabbitMQ {
 			e.api = os.Getenv(envManagement)
 		}
 		if err := ping(k, u); err != nil {
-			return nil, fmt.Errorf("testenv: %s is set, but %s does not answer; start it or unset the variable: %w", k.urlVariable(), u.Redacted(), err)
+			return nil, fmt.Errorf("testenv: %s is set, but %s does not answer; start it or unset the variable: %w", urlVariable(k), u.Redacted(), err)
 		}
 		if runner == "" {
-			say("%s at %s, from %s", product(k, u), u.Host, k.urlVariable())
+			say("%s at %s, from %s", product(k, u), u.Host, urlVariable(k))
 		}
 		return e, nil
 	}
 	if force == "urls" {
-		return nil, fmt.Errorf("testenv: %s=urls, but %s is not set", envForce, k.urlVariable())
+		return nil, fmt.Errorf("testenv: %s=urls, but %s is not set", envForce, urlVariable(k))
 	}
 	b, err := backends[k]()
 	if err != nil {
@@ -169,8 +131,8 @@ func findShared(k kind) (*endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	say("%s at %s, %s, ready in %.1f s", product(k, s.url()), s.url().Host, b, time.Since(began).Seconds())
-	return &endpoint{url: s.url(), api: s.management(), from: b.way()}, nil
+	say("%s at %s, %s, ready in %.1f s", product(k, s.URL()), s.URL().Host, b, time.Since(began).Seconds())
+	return &endpoint{url: s.URL(), api: s.Management(), from: b.way()}, nil
 }
 
 func forced() (string, error) {
@@ -182,24 +144,24 @@ func forced() (string, error) {
 	}
 }
 
-func readURL(k kind, given string) (*url.URL, error) {
+func readURL(k servers.Kind, given string) (*url.URL, error) {
 	u, err := url.Parse(given)
-	schemes := map[kind]string{mysqlKind: "mysql", rabbitKind: "amqp amqps"}[k]
+	schemes := map[servers.Kind]string{servers.MySQL: "mysql", servers.RabbitMQ: "amqp amqps"}[k]
 	if err != nil || u.Host == "" || !strings.Contains(" "+schemes+" ", " "+u.Scheme+" ") {
-		return nil, fmt.Errorf("testenv: %s is not of the form %s", k.urlVariable(), urlForm(k))
+		return nil, fmt.Errorf("testenv: %s is not of the form %s", urlVariable(k), urlForm(k))
 	}
 	return u, nil
 }
 
-func urlForm(k kind) string {
-	if k == mysqlKind {
+func urlForm(k servers.Kind) string {
+	if k == servers.MySQL {
 		return "mysql://user:password@host:port/"
 	}
 	return "amqp://user:password@host:port/vhost"
 }
 
 // findBackend decides how servers of this kind are started.
-func findBackend(k kind) (backend, error) {
+func findBackend(k servers.Kind) (backend, error) {
 	force, err := forced()
 	if err != nil {
 		return nil, err
@@ -222,8 +184,8 @@ func findBackend(k kind) (backend, error) {
 			return n, nil
 		}
 		// Whoever names the servers to use does not expect software to be installed.
-		if os.Getenv(k.urlVariable()) != "" && force != "native" {
-			install = errors.New("not tried, because " + k.urlVariable() + " is set")
+		if os.Getenv(urlVariable(k)) != "" && force != "native" {
+			install = errors.New("not tried, because " + urlVariable(k) + " is set")
 		} else if install = installPackage(k); install == nil {
 			return findNative(k)
 		}
@@ -231,17 +193,17 @@ func findBackend(k kind) (backend, error) {
 	return nil, missing(k, force, docker, native, install)
 }
 
-func missing(k kind, force string, docker, native, install error) error {
+func missing(k servers.Kind, force string, docker, native, install error) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "testenv: there is no %s to test with", k.title())
+	fmt.Fprintf(&b, "testenv: there is no %s to test with", k.Title())
 	if force != "" {
 		fmt.Fprintf(&b, " (%s=%s)", envForce, force)
 	}
 	program, pkg := "mariadbd or mysqld", "mariadb-server"
-	if k == rabbitKind {
+	if k == servers.RabbitMQ {
 		program, pkg = "rabbitmq-server", "rabbitmq-server"
 	}
-	fmt.Fprintf(&b, ". Provide one in one of three ways:\n  1. set %s=%s", k.urlVariable(), urlForm(k))
+	fmt.Fprintf(&b, ". Provide one in one of three ways:\n  1. set %s=%s", urlVariable(k), urlForm(k))
 	fmt.Fprintf(&b, "\n     (not for tests that stop their own server: these need 2 or 3)")
 	fmt.Fprintf(&b, "\n  2. run a Docker engine that has the image %s or can pull it", image(k))
 	if docker != nil {
@@ -256,8 +218,40 @@ func missing(k kind, force string, docker, native, install error) error {
 	return errors.New(b.String())
 }
 
+// native starts processes of a program that is installed on this machine.
+type native struct {
+	kind    servers.Kind
+	program string
+}
+
+func (n native) String() string { return "native " + n.program }
+func (n native) way() string    { return "native" }
+
+func (n native) start(shared bool, settings ...string) (server, error) {
+	return servers.Start(aborted, n.kind, shared, settings...)
+}
+
+func findNative(k servers.Kind) (backend, error) {
+	program, err := servers.Find(k)
+	return native{k, program}, err
+}
+
+func ping(k servers.Kind, u *url.URL) error {
+	_, err := servers.Greet(k, u)
+	return err
+}
+
+// product returns name and version, as the server tells them.
+func product(k servers.Kind, u *url.URL) string {
+	name, err := servers.Greet(k, u)
+	if err != nil {
+		return k.Title()
+	}
+	return name
+}
+
 // newServer starts a server for one test.
-func newServer(k kind, settings ...string) (server, error) {
+func newServer(k servers.Kind, settings ...string) (server, error) {
 	b, err := backends[k]()
 	if err != nil {
 		return nil, err
@@ -267,17 +261,17 @@ func newServer(k kind, settings ...string) (server, error) {
 
 var errClosing = errors.New("the tests are ending")
 
-func startOn(b backend, k kind, shared bool, settings ...string) (server, error) {
+func startOn(b backend, k servers.Kind, shared bool, settings ...string) (server, error) {
 	starting.Add(1)
 	defer starting.Add(-1)
 	s, err := b.start(shared, settings...)
 	if err != nil {
-		return nil, fmt.Errorf("testenv: start %s (%s): %w", k.title(), b, err)
+		return nil, fmt.Errorf("testenv: start %s (%s): %w", k.Title(), b, err)
 	}
 	liveMu.Lock()
 	defer liveMu.Unlock()
-	if closing.Load() {
-		s.close()
+	if aborted.Err() != nil {
+		s.Close()
 		return nil, errClosing
 	}
 	live[s] = true
@@ -290,13 +284,13 @@ func closeServer(s server) {
 	delete(live, s)
 	liveMu.Unlock()
 	if mine {
-		s.close()
+		s.Close()
 	}
 }
 
 // closeAll ends every server of this process, also those that are starting just now.
 func closeAll() {
-	closing.Store(true)
+	abort(errClosing)
 	for deadline := time.Now().Add(20 * time.Second); starting.Load() > 0 && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -312,7 +306,7 @@ func closeAll() {
 	if e := foundEngine.Load(); e != nil {
 		e.sweep()
 	}
-	sweepTempDirs()
+	servers.Sweep()
 }
 
 // Shared are the servers that all test processes below one runner use.
@@ -327,8 +321,8 @@ func StartShared() (*Shared, error) {
 	}
 	var errs [2]error
 	var wg sync.WaitGroup
-	wg.Go(func() { s.mysql, errs[0] = sharedServers[mysqlKind]() })
-	wg.Go(func() { s.amqp, errs[1] = sharedServers[rabbitKind]() })
+	wg.Go(func() { s.mysql, errs[0] = sharedServers[servers.MySQL]() })
+	wg.Go(func() { s.amqp, errs[1] = sharedServers[servers.RabbitMQ]() })
 	wg.Wait()
 	return &s, errors.Join(errs[:]...)
 }
@@ -339,7 +333,7 @@ func (s *Shared) Environ() []string {
 		envMySQLURL + "=" + s.mysql.url.String(),
 		envAMQPURL + "=" + s.amqp.url.String(),
 		envManagement + "=" + s.amqp.api,
-		fmt.Sprintf("%s=%s=%s %s=%s", envRunner, mysqlKind, s.mysql.from, rabbitKind, s.amqp.from),
+		fmt.Sprintf("%s=%s=%s %s=%s", envRunner, servers.MySQL, s.mysql.from, servers.RabbitMQ, s.amqp.from),
 	}
 }
 

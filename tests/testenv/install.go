@@ -13,16 +13,18 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"takeout/verify/servers"
 )
 
 // installPackage installs the server of this kind on Debian and Ubuntu, if we are root there.
-func installPackage(k kind) error {
+func installPackage(k servers.Kind) error {
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil || !isDebian(string(release)) {
 		return errors.New("this is not Debian or Ubuntu, so the tests cannot install it")
 	}
 	pkg := "mariadb-server"
-	if k == rabbitKind {
+	if k == servers.RabbitMQ {
 		pkg = "rabbitmq-server"
 	}
 	if os.Geteuid() != 0 {

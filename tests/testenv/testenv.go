@@ -35,7 +35,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
+	"takeout/verify/servers"
 )
 
 // Main runs the tests of a package, stops every server that they started, also after a failure or an
@@ -58,7 +58,7 @@ func Main(m interface{ Run() int }) {
 // shared server. The database is dropped when the test ends.
 func MySQL(t testing.TB) string {
 	t.Helper()
-	shared := needShared(t, mysqlKind)
+	shared := needShared(t, servers.MySQL)
 	name := "test_" + unique()
 	if err := execute(shared.url, createDatabase+quoted(name)); err != nil {
 		t.Fatalf("testenv: create a database on %s: %v; the user needs the right to create databases", shared.url.Redacted(), err)
@@ -76,7 +76,7 @@ func MySQL(t testing.TB) string {
 // the test ends is deleted if the broker has a management API that testenv knows, and else stays.
 func AMQP(t testing.TB) string {
 	t.Helper()
-	shared := needShared(t, rabbitKind)
+	shared := needShared(t, servers.RabbitMQ)
 	name := "t" + unique()
 	u := *shared.url
 	query := u.Query()
@@ -98,16 +98,16 @@ type MySQLServer struct{ private }
 // the same over Stop, Kill and Start, and its data too. Settings are options of its command line.
 func StartMySQL(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
-	return &MySQLServer{startPrivate(t, mysqlKind, settings...)}
+	return &MySQLServer{startPrivate(t, servers.MySQL, settings...)}
 }
 
 // URL returns mysql://user:password@host:port/db, after creating the database db if it is missing.
 func (s *MySQLServer) URL(db string) string {
 	s.t.Helper()
-	if err := execute(s.server.url(), createDatabase+quoted(db)); err != nil {
+	if err := execute(s.server.URL(), createDatabase+quoted(db)); err != nil {
 		s.t.Fatalf("testenv: create database %s: %v", db, err)
 	}
-	return withDatabase(s.server.url(), db)
+	return withDatabase(s.server.URL(), db)
 }
 
 // Follow makes the server a replica that is sent whatever is written to primary from now on. Both must have been
@@ -127,14 +127,14 @@ type RabbitMQServer struct{ private }
 // stays the same over Stop, Kill and Start, and so do durable queues and persistent messages.
 func StartRabbitMQ(t testing.TB) *RabbitMQServer {
 	t.Helper()
-	return &RabbitMQServer{startPrivate(t, rabbitKind)}
+	return &RabbitMQServer{startPrivate(t, servers.RabbitMQ)}
 }
 
 // URL returns amqp://user:password@host:port/.
-func (s *RabbitMQServer) URL() string { return s.server.url().String() }
+func (s *RabbitMQServer) URL() string { return s.server.URL().String() }
 
 // Ctl runs rabbitmqctl on the broker and returns what it printed.
-func (s *RabbitMQServer) Ctl(args ...string) (string, error) { return s.server.ctl(args...) }
+func (s *RabbitMQServer) Ctl(args ...string) (string, error) { return s.server.Ctl(args...) }
 
 // private is what both kinds of server of one test have in common.
 type private struct {
@@ -142,7 +142,7 @@ type private struct {
 	server server
 }
 
-func startPrivate(t testing.TB, k kind, settings ...string) private {
+func startPrivate(t testing.TB, k servers.Kind, settings ...string) private {
 	t.Helper()
 	s, err := newServer(k, settings...)
 	if err != nil {
@@ -153,19 +153,19 @@ func startPrivate(t testing.TB, k kind, settings ...string) private {
 }
 
 // Start starts the server after Stop or Kill, and returns when it accepts connections.
-func (p private) Start() { p.t.Helper(); p.must("start", p.server.start()) }
+func (p private) Start() { p.t.Helper(); p.must("start", p.server.Start()) }
 
 // Stop ends the server in good order, as an administrator would, and returns when it has ended.
-func (p private) Stop() { p.t.Helper(); p.must("stop", p.server.stop()) }
+func (p private) Stop() { p.t.Helper(); p.must("stop", p.server.Stop()) }
 
 // Kill ends the server with SIGKILL.
-func (p private) Kill() { p.t.Helper(); p.must("kill", p.server.kill()) }
+func (p private) Kill() { p.t.Helper(); p.must("kill", p.server.Kill()) }
 
 // Freeze halts the server: it answers nothing, and its connections stay open.
-func (p private) Freeze() { p.t.Helper(); p.must("freeze", p.server.freeze()) }
+func (p private) Freeze() { p.t.Helper(); p.must("freeze", p.server.Freeze()) }
 
 // Thaw lets a frozen server continue.
-func (p private) Thaw() { p.t.Helper(); p.must("thaw", p.server.thaw()) }
+func (p private) Thaw() { p.t.Helper(); p.must("thaw", p.server.Thaw()) }
 
 func (p private) must(verb string, err error) {
 	if err != nil {
@@ -174,7 +174,7 @@ func (p private) must(verb string, err error) {
 	}
 }
 
-func needShared(t testing.TB, k kind) *endpoint {
+func needShared(t testing.TB, k servers.Kind) *endpoint {
 	t.Helper()
 	if !mainRuns.Load() {
 		t.Fatal("testenv: this package needs func TestMain(m *testing.M) { testenv.Main(m) }, " +
@@ -199,24 +199,8 @@ func withDatabase(server *url.URL, name string) string {
 	return u.String()
 }
 
-func openMySQL(server *url.URL) (*sql.DB, error) {
-	password, _ := server.User.Password()
-	config, err := mysql.ParseDSN("tcp(" + server.Host + ")/?" + server.RawQuery)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", server.Redacted(), err)
-	}
-	config.User, config.Passwd = server.User.Username(), password
-	config.Timeout = 5 * time.Second
-	config.Logger = &mysql.NopLogger{}
-	connector, err := mysql.NewConnector(config)
-	if err != nil {
-		return nil, err
-	}
-	return sql.OpenDB(connector), nil
-}
-
 func execute(server *url.URL, statement string) error {
-	db, err := openMySQL(server)
+	db, err := servers.OpenMySQL(server)
 	if err != nil {
 		return err
 	}
@@ -228,7 +212,7 @@ func execute(server *url.URL, statement string) error {
 }
 
 func follow(replica, primary server) error {
-	address, err := primary.among()
+	address, err := primary.Among()
 	if err != nil {
 		return err
 	}
@@ -236,24 +220,20 @@ func follow(replica, primary server) error {
 	if err != nil {
 		return err
 	}
-	db, err := openMySQL(primary.url())
+	db, err := servers.OpenMySQL(primary.URL())
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	status, change := "SHOW MASTER STATUS", "CHANGE MASTER TO MASTER_HOST='%s', MASTER_PORT=%s, MASTER_USER='root', MASTER_PASSWORD='%s', "+
 		"MASTER_LOG_FILE='%s', MASTER_LOG_POS=%s"
-	var version string
-	if err := db.QueryRow("SELECT VERSION()").Scan(&version); err != nil {
-		return err
-	}
-	if !strings.Contains(version, "MariaDB") { // MySQL 8.4 has other words for it
+	rows, err := db.Query(status)
+	if err != nil { // MySQL 8.4 has other words for it
 		status, change = "SHOW BINARY LOG STATUS", "CHANGE REPLICATION SOURCE TO SOURCE_HOST='%s', SOURCE_PORT=%s, SOURCE_USER='root', "+
 			"SOURCE_PASSWORD='%s', SOURCE_LOG_FILE='%s', SOURCE_LOG_POS=%s, GET_SOURCE_PUBLIC_KEY=1"
-	}
-	rows, err := db.Query(status)
-	if err != nil {
-		return err
+		if rows, err = db.Query(status); err != nil {
+			return err
+		}
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
@@ -266,15 +246,15 @@ func follow(replica, primary server) error {
 		targets[i] = &values[i]
 	}
 	if !rows.Next() {
-		return errors.Join(errors.New("the primary writes no binary log"), rows.Err())
+		return errors.New("the primary writes no binary log")
 	}
-	if err := errors.Join(rows.Scan(targets...), rows.Err()); err != nil {
+	if err := rows.Scan(targets...); err != nil {
 		return err
 	}
-	if err := execute(replica.url(), fmt.Sprintf(change, host, port, mysqlPassword, values[0].String, values[1].String)); err != nil {
+	if err := execute(replica.URL(), fmt.Sprintf(change, host, port, servers.Password, values[0].String, values[1].String)); err != nil {
 		return err
 	}
-	return execute(replica.url(), "START REPLICA")
+	return execute(replica.URL(), "START REPLICA")
 }
 
 // deleteNamespace deletes exchanges and queues over the management API, because AMQP cannot list them.

@@ -18,7 +18,7 @@ type Plan struct {
 // Order is what one client asks about one order.
 type Order struct {
 	Name     string // has the order's number in it; see Plan.Number
-	Amount   int64  // minor units
+	Amount   int64  // minor units; 0 if it asks for what must be refused
 	Currency string
 	ID       string // chosen by the client; empty if the service chooses
 	Key      string // the Idempotency-Key; empty if the client sends none
@@ -36,7 +36,7 @@ var (
 // Order returns what is asked about the order of that number.
 //
 // Of a hundred orders about ten are cancelled and ten delivered; a third have an id of the client's choice, half of the
-// others an Idempotency-Key; one in twenty is sent more than once.
+// others an Idempotency-Key; one in twenty is sent more than once, and two cost nothing and must be refused.
 func (p Plan) Order(number int) Order {
 	r := rand.New(rand.NewPCG(p.Seed, uint64(number)))
 	o := Order{
@@ -44,8 +44,11 @@ func (p Plan) Order(number int) Order {
 		Amount:   1 + r.Int64N(20_000),
 		Currency: currencies[r.IntN(len(currencies))],
 	}
-	if r.IntN(100) == 0 {
+	switch r.IntN(100) {
+	case 0:
 		o.Amount = 2_147_483_647 // the most that an order may cost
+	case 1, 2:
+		o.Amount = 0
 	}
 	switch r.IntN(3) {
 	case 0:

@@ -1,6 +1,10 @@
-package testenv
+//go:build unix
+
+package servers
 
 import (
+	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -19,14 +23,15 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// process is a child that does not outlive this program.
-type process struct {
+// Process is a child that does not outlive this program.
+type Process struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
 
-func startProcess(cmd *exec.Cmd) (*process, error) {
-	p := &process{cmd: cmd, ended: make(chan struct{})}
+// StartProcess starts the command. Its SysProcAttr is ours.
+func StartProcess(cmd *exec.Cmd) (*Process, error) {
+	p := &Process{cmd: cmd, ended: make(chan struct{})}
 	cmd.SysProcAttr = ownGroup()
 	started := make(chan error)
 	go func() {
@@ -44,7 +49,8 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	return p, <-started
 }
 
-func (p *process) running() bool {
+// Running reports whether the process has not ended. A nil one has.
+func (p *Process) Running() bool {
 	if p == nil {
 		return false
 	}
@@ -56,63 +62,77 @@ func (p *process) running() bool {
 	}
 }
 
-func (p *process) signal(s syscall.Signal) error {
-	if !p.running() {
+// Signal sends the signal to the process, and not to its children.
+func (p *Process) Signal(s syscall.Signal) error {
+	if !p.Running() {
 		return errors.New("it is not running")
 	}
 	return p.cmd.Process.Signal(s)
 }
 
-// end asks the process to end with SIGTERM and kills it if it has not after the given time.
-func (p *process) end(patience time.Duration) error {
-	if !p.running() {
+// End asks the process to end with SIGTERM and kills it if it has not after the given time.
+func (p *Process) End(patience time.Duration) error {
+	if !p.Running() {
 		return nil
 	}
-	_ = p.signal(syscall.SIGTERM)
+	_ = p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
 		return nil
 	case <-time.After(patience):
-		p.kill()
+		p.Kill()
 		return fmt.Errorf("it ignored SIGTERM for %v and was killed", patience)
 	}
 }
 
-func (p *process) kill() {
-	if p.running() {
+// Ended is closed when the process has ended.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// ExitCode returns the code with which the process ended, -1 if a signal ended it or it has not.
+func (p *Process) ExitCode() int {
+	if p.Running() {
+		return -1
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// Kill ends the process and its children with SIGKILL, and returns when it has ended.
+func (p *Process) Kill() {
+	if p.Running() {
 		// The group, because Erlang has helper processes.
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 		<-p.ended
 	}
 }
 
-const tempPrefix = "takeout-test-"
+const tempPrefix = "takeout-servers-"
 
 // newTempDir makes a directory whose name tells the process that owns it.
 func newTempDir(name string) (string, error) {
-	sweepTempDirs()
+	Sweep()
 	return os.MkdirTemp("", fmt.Sprintf("%s%d-%s-", tempPrefix, os.Getpid(), name))
 }
 
-// sweepTempDirs removes the directories of processes that were killed before they could.
-func sweepTempDirs() {
+// Sweep removes the directories of processes that were killed before they could.
+func Sweep() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*"))
 	for _, dir := range dirs {
-		if pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), tempPrefix), "-"); isGone(pid) {
+		if pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), tempPrefix), "-"); IsGone(pid) {
 			_ = os.RemoveAll(dir)
 		}
 	}
 }
 
-func isGone(pid string) bool {
+// IsGone reports whether no process has that id.
+func IsGone(pid string) bool {
 	id, err := strconv.Atoi(pid)
 	return err == nil && errors.Is(syscall.Kill(id, 0), syscall.ESRCH)
 }
 
-// freePort returns a port that nobody listens on. It lies below the ephemeral ports, because these may be
+// FreePort returns a port that nobody listens on. It lies below the ephemeral ports, because these may be
 // taken by any outgoing connection while a server is stopped, and because a client that keeps dialling a
 // closed ephemeral port of its own host can end up connected to itself.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	for range 200 {
 		port := 15000 + rand.IntN(17000)
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
@@ -124,17 +144,18 @@ func freePort() (int, error) {
 	return 0, errors.New("no free port between 15000 and 32000")
 }
 
-func freePorts(ports ...*int) (err error) {
+// FreePorts sets each port as FreePort does.
+func FreePorts(ports ...*int) (err error) {
 	for _, p := range ports {
-		if *p, err = freePort(); err != nil {
+		if *p, err = FreePort(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// withFreePorts tries again when another process took a port between our look at it and the server's.
-func withFreePorts(start func() (server, error)) (s server, err error) {
+// WithFreePorts tries again when another process took a port between our look at it and the server's.
+func WithFreePorts[S any](start func() (S, error)) (s S, err error) {
 	for range 3 {
 		s, err = start()
 		if err == nil {
@@ -145,24 +166,23 @@ func withFreePorts(start func() (server, error)) (s server, err error) {
 			break
 		}
 	}
-	return nil, err
+	return s, err
 }
 
-// awaitReady pings until the server answers, or ended is closed, or patience is over.
-func awaitReady(k kind, u *url.URL, ended <-chan struct{}, patience time.Duration) error {
+// AwaitReady pings until the server answers. It gives up when ctx ends, ended is closed, or patience is over.
+func AwaitReady(ctx context.Context, k Kind, u *url.URL, ended <-chan struct{}, patience time.Duration) error {
 	deadline := time.Now().Add(patience)
 	for {
-		err := ping(k, u)
+		_, err := Greet(k, u)
 		if err == nil {
 			return nil
 		}
 		select {
 		case <-ended:
 			return errors.New("it ended while starting")
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		case <-time.After(50 * time.Millisecond):
-		}
-		if closing.Load() {
-			return errClosing
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("it does not answer after %v: %w", patience, err)
@@ -170,22 +190,9 @@ func awaitReady(k kind, u *url.URL, ended <-chan struct{}, patience time.Duratio
 	}
 }
 
-func ping(k kind, u *url.URL) error {
-	_, err := greet(k, u)
-	return err
-}
-
-// product returns name and version, as the server tells them.
-func product(k kind, u *url.URL) string {
-	name, err := greet(k, u)
-	if err != nil {
-		return k.title()
-	}
-	return name
-}
-
-func greet(k kind, u *url.URL) (string, error) {
-	if k == rabbitKind {
+// Greet asks the server for its name and version.
+func Greet(k Kind, u *url.URL) (product string, err error) {
+	if k == RabbitMQ {
 		conn, err := amqp.DialConfig(u.String(), amqp.Config{Dial: amqp.DefaultDial(5 * time.Second)})
 		if err != nil {
 			return "", err
@@ -193,7 +200,7 @@ func greet(k kind, u *url.URL) (string, error) {
 		defer conn.Close()
 		return fmt.Sprint(conn.Properties["product"], " ", conn.Properties["version"]), nil
 	}
-	db, err := openMySQL(u)
+	db, err := OpenMySQL(u)
 	if err != nil {
 		return "", err
 	}
@@ -212,8 +219,25 @@ func greet(k kind, u *url.URL) (string, error) {
 	return "MySQL " + version, nil
 }
 
-// tail returns the end of a log, for error messages.
-func tail(name string, text []byte) string {
+// OpenMySQL returns a pool of connections to the server. It does not connect.
+func OpenMySQL(server *url.URL) (*sql.DB, error) {
+	password, _ := server.User.Password()
+	config, err := mysql.ParseDSN("tcp(" + server.Host + ")/?" + server.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", server.Redacted(), err)
+	}
+	config.User, config.Passwd = server.User.Username(), password
+	config.Timeout = 5 * time.Second
+	config.Logger = &mysql.NopLogger{}
+	connector, err := mysql.NewConnector(config)
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
+}
+
+// Tail returns the end of a log, for error messages.
+func Tail(name string, text []byte) string {
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	if len(lines) > 25 {
 		lines = lines[len(lines)-25:]

@@ -1,10 +1,16 @@
-package testenv
+//go:build unix
+
+// Package servers starts private MySQL or MariaDB and RabbitMQ servers from the programs that are installed on this
+// machine: as durable as in production, on free ports of 127.0.0.1, with their data in a temporary directory. They are
+// there to be stopped, killed and frozen, and end with the process that started them.
+package servers
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -16,28 +22,62 @@ import (
 	"time"
 )
 
-// native starts processes of a program that is installed on this machine.
-type native struct {
-	kind    kind
-	program string
+// Kind is what a server is.
+type Kind string
+
+// The kinds.
+const (
+	MySQL    Kind = "mysql" // or MariaDB
+	RabbitMQ Kind = "amqp"
+)
+
+// Title is what people call it.
+func (k Kind) Title() string {
+	if k == MySQL {
+		return "MySQL or MariaDB"
+	}
+	return "RabbitMQ"
 }
 
-func (n native) String() string { return "native " + n.program }
-func (n native) way() string    { return "native" }
+// Password is the one of every MySQL server's user root. RabbitMQ's guest has its own well-known one.
+const Password = "takeout-test"
 
-// findNative finds the program of this kind.
-func findNative(k kind) (backend, error) {
-	names := []string{"mariadbd", "mysqld"}
-	if k == rabbitKind {
+// MySQLSettings make a server as durable as in production, and otherwise small.
+var MySQLSettings = []string{
+	"--skip-name-resolve",
+	"--character-set-server=utf8mb4",
+	"--max-connections=500",
+	"--innodb-buffer-pool-size=256M",
+	"--innodb-flush-log-at-trx-commit=1",
+}
+
+// ErlangSettings are two schedulers, which do not spin while they wait, and a port table of fixed size: Erlang otherwise
+// reserves one for all files that may be open, and some Docker engines allow a billion.
+const ErlangSettings = "+S 2:2 +Q 65536 +sbwt none +sbwtdcpu none +sbwtdio none"
+
+// Address is the URL of a server of that kind with those credentials.
+func Address(k Kind, host string, port int) *url.URL {
+	u := &url.URL{Scheme: "mysql", User: url.UserPassword("root", Password), Path: "/"}
+	if k == RabbitMQ {
+		u.Scheme, u.User = "amqp", url.UserPassword("guest", "guest")
+	}
+	u.Host = net.JoinHostPort(host, strconv.Itoa(port))
+	return u
+}
+
+// Find returns the program of that kind that is installed. The error says what to install.
+func Find(k Kind) (program string, err error) {
+	names, pkg := []string{"mariadbd", "mysqld"}, "mariadb-server"
+	if k == RabbitMQ {
 		// Debian's program on the PATH is a wrapper that changes the user and the log directory.
-		names = []string{"/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server"}
+		names, pkg = []string{"/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server"}, "rabbitmq-server"
 	}
 	for _, name := range names {
 		if program := look(name); program != "" {
-			return native{k, program}, nil
+			return program, nil
 		}
 	}
-	return nil, fmt.Errorf("no %s is installed", filepath.Base(names[0]))
+	return "", fmt.Errorf("no %s is installed; on Debian and Ubuntu it is in the package %s", filepath.Base(names[0]), pkg)
 }
 
 // look finds a program on the PATH or where daemons are, which is not on the PATH of ordinary users.
@@ -53,35 +93,52 @@ func look(name string) string {
 	return ""
 }
 
-func (n native) start(shared bool, settings ...string) (server, error) {
-	return withFreePorts(func() (server, error) {
-		if n.kind == mysqlKind {
-			return newNativeMySQL(n.program, settings)
+// Start starts a server of that kind and returns when it accepts connections, or when ctx ends. A RabbitMQ starts
+// faster without the management API. Settings are options of MySQL's command line.
+func Start(ctx context.Context, k Kind, withManagement bool, settings ...string) (*Server, error) {
+	program, err := Find(k)
+	if err != nil {
+		return nil, err
+	}
+	return WithFreePorts(func() (*Server, error) {
+		if k == MySQL {
+			return newMySQL(ctx, program, settings)
 		}
-		return newNativeRabbitMQ(n.program, shared)
+		return newRabbitMQ(ctx, program, rabbitNode{name: "takeout-test@localhost", management: withManagement})
 	})
 }
 
-// nativeServer is what the two native servers have in common.
-type nativeServer struct {
-	kind    kind
+// Server is one server. Its address and its data stay the same over Stop, Kill and Start.
+type Server struct {
+	kind    Kind
 	dir     string
 	address *url.URL
 	command func() *exec.Cmd
 	logs    []string
-	process *process
+	process *Process
+
+	// RabbitMQ only. It has its own Erlang name server (epmd), so that it neither meets other nodes of this machine nor
+	// leaves a daemon behind.
+	epmd    *Process
+	api     string
+	program string
+	env     []string
 }
 
-func (s *nativeServer) url() *url.URL          { return s.address }
-func (s *nativeServer) among() (string, error) { return s.address.Host, nil }
-func (s *nativeServer) management() string     { return "" }
+// URL returns mysql://root:password@host:port/ or amqp://guest:guest@host:port.
+func (s *Server) URL() *url.URL { return s.address }
 
-func (s *nativeServer) ctl(...string) (string, error) {
-	return "", errors.New("only RabbitMQ has rabbitmqctl")
-}
+// Among returns host and port at which other servers reach this one.
+func (s *Server) Among() (string, error) { return s.address.Host, nil }
 
-func (s *nativeServer) start() error {
-	if s.process.running() {
+// Management returns the URL of RabbitMQ's management API, empty without.
+func (s *Server) Management() string { return s.api }
+
+// Start starts the server after Stop or Kill, and returns when it accepts connections.
+func (s *Server) Start() error { return s.start(context.Background()) }
+
+func (s *Server) start(ctx context.Context) error {
+	if s.process.Running() {
 		return errors.New("it is running already")
 	}
 	cmd := s.command()
@@ -91,59 +148,68 @@ func (s *nativeServer) start() error {
 	}
 	defer out.Close()
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, out, out
-	if s.process, err = startProcess(cmd); err != nil {
+	if s.process, err = StartProcess(cmd); err != nil {
 		return err
 	}
-	if err := awaitReady(s.kind, s.address, s.process.ended, 2*time.Minute); err != nil {
-		s.process.kill()
+	if err := AwaitReady(ctx, s.kind, s.address, s.process.ended, 2*time.Minute); err != nil {
+		s.process.Kill()
 		for _, log := range append(s.logs, out.Name()) {
 			text, _ := os.ReadFile(log)
-			err = fmt.Errorf("%w%s", err, tail(filepath.Base(log), text))
+			err = fmt.Errorf("%w%s", err, Tail(filepath.Base(log), text))
 		}
 		return err
 	}
 	return nil
 }
 
-func (s *nativeServer) stop() error {
-	if !s.process.running() {
+// Stop ends the server in good order, as an administrator would, and returns when it has ended.
+func (s *Server) Stop() error {
+	if !s.process.Running() {
 		return errors.New("it is not running")
 	}
-	_ = s.process.signal(syscall.SIGCONT)
-	return s.process.end(time.Minute)
+	_ = s.process.Signal(syscall.SIGCONT)
+	return s.process.End(time.Minute)
 }
 
-func (s *nativeServer) kill() error {
-	if !s.process.running() {
+// Kill ends the server with SIGKILL.
+func (s *Server) Kill() error {
+	if !s.process.Running() {
 		return errors.New("it is not running")
 	}
-	s.process.kill()
+	s.process.Kill()
 	return nil
 }
 
-func (s *nativeServer) freeze() error { return s.process.signal(syscall.SIGSTOP) }
-func (s *nativeServer) thaw() error   { return s.process.signal(syscall.SIGCONT) }
+// Freeze halts the server: it answers nothing, and its connections stay open.
+func (s *Server) Freeze() error { return s.process.Signal(syscall.SIGSTOP) }
 
-// close kills, because nothing of the server is needed any more.
-func (s *nativeServer) close() {
-	s.process.kill()
+// Thaw lets a frozen server go on.
+func (s *Server) Thaw() error { return s.process.Signal(syscall.SIGCONT) }
+
+// Running reports whether the server's process is there, frozen or not.
+func (s *Server) Running() bool { return s.process.Running() }
+
+// Close ends the server in any state, and removes everything that belongs to it.
+func (s *Server) Close() {
+	s.process.Kill()
+	s.epmd.Kill()
 	if err := os.RemoveAll(s.dir); err != nil {
-		say("%s is left behind: %v", s.dir, err)
+		fmt.Fprintf(os.Stderr, "%s is left behind: %v\n", s.dir, err)
 	}
 }
 
-func newNativeMySQL(program string, settings []string) (_ server, err error) {
+func newMySQL(ctx context.Context, program string, settings []string) (_ *Server, err error) {
 	dir, err := newTempDir("mysql")
 	if err != nil {
 		return nil, err
 	}
-	s := &nativeServer{kind: mysqlKind, dir: dir}
+	s := &Server{kind: MySQL, dir: dir}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
-	port, err := freePort()
+	port, err := FreePort()
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +218,7 @@ func newNativeMySQL(program string, settings []string) (_ server, err error) {
 	data, initFile, own := filepath.Join(dir, "data"), filepath.Join(dir, "init.sql"), []string{"--tmpdir=" + dir}
 	if err := os.WriteFile(initFile, []byte(
 		"CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';\n"+
-			"ALTER USER 'root'@'127.0.0.1' IDENTIFIED BY '"+mysqlPassword+"';\n"+
+			"ALTER USER 'root'@'127.0.0.1' IDENTIFIED BY '"+Password+"';\n"+
 			"GRANT ALL PRIVILEGES ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;\n"), 0o600); err != nil {
 		return nil, err
 	}
@@ -162,7 +228,7 @@ func newNativeMySQL(program string, settings []string) (_ server, err error) {
 	if err := createDataDirectory(program, data, own); err != nil {
 		return nil, err
 	}
-	s.address = address(mysqlKind, "127.0.0.1", port)
+	s.address = Address(MySQL, "127.0.0.1", port)
 	s.command = func() *exec.Cmd {
 		return exec.Command(program, slices.Concat([]string{
 			"--no-defaults", // must be the first: the machine's own configuration is for another server
@@ -172,9 +238,9 @@ func newNativeMySQL(program string, settings []string) (_ server, err error) {
 			"--port=" + strconv.Itoa(port),
 			"--bind-address=127.0.0.1",
 			"--init-file=" + initFile,
-		}, own, mysqlSettings, settings)...)
+		}, own, MySQLSettings, settings)...)
 	}
-	if err := s.start(); err != nil {
+	if err := s.start(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -204,59 +270,26 @@ func createDataDirectory(program, data string, own []string) error {
 	return nil
 }
 
-// nativeRabbitMQ is a broker with its own Erlang name server (epmd), so that it neither meets other
-// nodes of this machine nor leaves a daemon behind.
-type nativeRabbitMQ struct {
-	nativeServer
-	epmd    *process
-	api     string
-	program string
-	env     []string
-}
-
-func newNativeRabbitMQ(program string, withManagement bool) (server, error) {
-	return newRabbitNode(program, rabbitNode{name: "takeout-test@localhost", management: withManagement})
-}
-
 // rabbitNode is what nodes differ in.
 type rabbitNode struct {
 	name       string
 	management bool
-	cluster    *rabbitCluster // nil for one that is alone
+	cluster    *cluster // nil for one that is alone
 }
 
-// rabbitCluster is what the nodes of a cluster have in common.
-type rabbitCluster struct {
-	home     string // with the cookie
-	epmdPort int
-	nodes    []string
-}
-
-func (c *rabbitCluster) settings() string {
-	if c == nil {
-		return ""
-	}
-	text := "cluster_partition_handling = pause_minority\ncluster_formation.peer_discovery_backend = classic_config\n"
-	for i, node := range c.nodes {
-		text += fmt.Sprintf("cluster_formation.classic_config.nodes.%d = %s\n", i+1, node)
-	}
-	return text
-}
-
-// newRabbitNode starts a broker. The nodes of a cluster must be started at the same time: they wait for each other.
-func newRabbitNode(program string, n rabbitNode) (_ server, err error) {
+func newRabbitMQ(ctx context.Context, program string, n rabbitNode) (_ *Server, err error) {
 	dir, err := newTempDir("rabbitmq")
 	if err != nil {
 		return nil, err
 	}
-	s := &nativeRabbitMQ{nativeServer: nativeServer{kind: rabbitKind, dir: dir}, program: program}
+	s := &Server{kind: RabbitMQ, dir: dir, program: program}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	var port, distPort, epmdPort, apiPort int
-	if err := freePorts(&port, &distPort, &epmdPort, &apiPort); err != nil {
+	if err := FreePorts(&port, &distPort, &epmdPort, &apiPort); err != nil {
 		return nil, err
 	}
 	home := dir
@@ -291,7 +324,7 @@ func newRabbitNode(program string, n rabbitNode) (_ server, err error) {
 		"RABBITMQ_DIST_PORT="+strconv.Itoa(distPort),
 		"ERL_EPMD_PORT="+strconv.Itoa(epmdPort),
 		"ERL_EPMD_ADDRESS=127.0.0.1",
-		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+erlangSettings+" "+loopback,
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+ErlangSettings+" "+loopback,
 		"RABBITMQ_CTL_ERL_ARGS=+S 1:1 "+loopback,
 		// The start script then becomes the broker instead of watching over it, so that the process we
 		// signal is the broker.
@@ -303,20 +336,20 @@ func newRabbitNode(program string, n rabbitNode) (_ server, err error) {
 		}
 	}
 	s.logs = []string{filepath.Join(dir, "log", n.name+".log")}
-	s.address = address(rabbitKind, "127.0.0.1", port)
+	s.address = Address(RabbitMQ, "127.0.0.1", port)
 	s.command = func() *exec.Cmd {
 		cmd := exec.Command(program)
 		cmd.Env = s.env
 		return cmd
 	}
-	if err := s.start(); err != nil {
+	if err := s.start(ctx); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
 // startEPMD starts the name server ourselves, as the broker would start it as a daemon that stays.
-func startEPMD(port int) (*process, error) {
+func startEPMD(port int) (*Process, error) {
 	program := look("epmd")
 	if program == "" {
 		found, _ := filepath.Glob("/usr/lib/erlang/erts-*/bin/epmd")
@@ -325,12 +358,14 @@ func startEPMD(port int) (*process, error) {
 		}
 		program = found[0]
 	}
-	return startProcess(exec.Command(program, "-port", strconv.Itoa(port), "-address", "127.0.0.1"))
+	return StartProcess(exec.Command(program, "-port", strconv.Itoa(port), "-address", "127.0.0.1"))
 }
 
-func (s *nativeRabbitMQ) management() string { return s.api }
-
-func (s *nativeRabbitMQ) ctl(args ...string) (string, error) {
+// Ctl runs rabbitmqctl on the broker and returns what it printed.
+func (s *Server) Ctl(args ...string) (string, error) {
+	if s.kind != RabbitMQ {
+		return "", errors.New("only RabbitMQ has rabbitmqctl")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	program := filepath.Join(filepath.Dir(s.program), "rabbitmqctl")
@@ -341,11 +376,4 @@ func (s *nativeRabbitMQ) ctl(args ...string) (string, error) {
 		return string(out), fmt.Errorf("rabbitmqctl %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
-}
-
-func (s *nativeRabbitMQ) close() {
-	s.nativeServer.close()
-	if s.epmd != nil {
-		s.epmd.kill()
-	}
 }

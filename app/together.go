@@ -1,0 +1,168 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// Together does in one go what many callers want at the same time, which costs a database far less than one after the
+// other. A caller who is alone does not wait for others: only those who come while earlier ones are being served are
+// served together next.
+//
+// Its methods are safe for concurrent use. It has no goroutines of its own: one of the callers works for all.
+type Together[T any] struct {
+	// One does what a single caller wants. It is called in the caller's own goroutine, when the caller is alone and when
+	// Many failed. Then again is true, and One must recognise by natural keys what Many may have done all the same.
+	One func(ctx context.Context, item T, again bool) error
+	// Many does what all of them want, or nothing. Its context outlives that of each caller, but not manyTime. The error
+	// is not shown to the callers: each finds out by One what is wrong with its own.
+	Many func(ctx context.Context, items []T) error
+
+	Most     int // items of one call of Many
+	Parallel int // calls that may run at the same time
+
+	mu      sync.Mutex
+	running int
+	queue   []*ticket[T]
+}
+
+// ticket is a caller who waits.
+type ticket[T any] struct {
+	item  T
+	taken bool      // somebody works for it; guarded by Together.mu
+	turn  chan turn // has room for the one answer
+}
+
+// turn is what a waiting caller is told.
+type turn int
+
+const (
+	done  turn = iota // it was done with the others
+	alone             // do it yourself: it failed for all
+	lead              // you work for the next batch
+)
+
+// manyTime is how long Many may take. A request has five seconds.
+const manyTime = 4 * time.Second
+
+// ErrUnsettled says that the caller's time was up while others were still working for it: it may be done, or not.
+var ErrUnsettled = errors.New("the time was up before it was known whether it is done")
+
+// Do does what the item asks for, alone or together with others. The error is that of One, or ErrUnsettled, or ctx's if
+// nothing was begun.
+func (t *Together[T]) Do(ctx context.Context, item T) error {
+	t.mu.Lock()
+	if t.running < t.Parallel {
+		t.running++
+		t.mu.Unlock()
+		defer t.next()
+		return t.One(ctx, item, false)
+	}
+	own := &ticket[T]{item: item, turn: make(chan turn, 1)}
+	t.queue = append(t.queue, own)
+	t.mu.Unlock()
+
+	select {
+	case told := <-own.turn:
+		return t.follow(ctx, own, told)
+	case <-ctx.Done():
+	}
+	if t.leave(own) {
+		return context.Cause(ctx)
+	}
+	// Somebody has taken it. If its own turn to lead came in this moment, others wait for it.
+	select {
+	case told := <-own.turn:
+		if told != alone {
+			return t.follow(ctx, own, told)
+		}
+	default:
+	}
+	return ErrUnsettled
+}
+
+func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told turn) error {
+	switch told {
+	case done:
+		return nil
+	case alone:
+		return t.One(ctx, own.item, true)
+	}
+	defer t.next()
+	batch := t.take(own)
+	if len(batch) == 1 {
+		return t.One(ctx, own.item, false)
+	}
+	result := t.many(ctx, batch)
+	for _, other := range batch[1:] {
+		other.turn <- result
+	}
+	if result == alone {
+		return t.One(ctx, own.item, true)
+	}
+	return nil
+}
+
+// many works for the batch of a leader, whose own time does not count.
+func (t *Together[T]) many(ctx context.Context, batch []*ticket[T]) (result turn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), manyTime)
+	defer cancel()
+	items := make([]T, len(batch))
+	for i, b := range batch {
+		items[i] = b.item
+	}
+	defer func() {
+		if recover() != nil { // whoever it concerns meets it again alone
+			result = alone
+		}
+	}()
+	if t.Many(ctx, items) != nil {
+		return alone
+	}
+	return done
+}
+
+// take takes the leader's batch out of the queue; the leader is out of it already.
+func (t *Together[T]) take(leader *ticket[T]) []*ticket[T] {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := min(len(t.queue), t.Most-1)
+	batch := append([]*ticket[T]{leader}, t.queue[:n]...)
+	for _, b := range batch {
+		b.taken = true
+	}
+	t.queue = append(t.queue[:0:0], t.queue[n:]...)
+	return batch
+}
+
+// next lets the first who waits lead.
+func (t *Together[T]) next() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.queue) == 0 {
+		t.running--
+		return
+	}
+	first := t.queue[0]
+	t.queue = t.queue[1:]
+	first.taken = true
+	first.turn <- lead
+}
+
+// leave takes a caller who waits no longer out of the queue, and reports whether nobody has begun to work for it.
+func (t *Together[T]) leave(own *ticket[T]) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if own.taken {
+		return false
+	}
+	for i, other := range t.queue {
+		if other == own {
+			t.queue = append(t.queue[:i:i], t.queue[i+1:]...)
+			break
+		}
+	}
+	return true
+}

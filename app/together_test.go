@@ -1,0 +1,187 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// desk records what Together was asked to do.
+type desk struct {
+	mu    sync.Mutex
+	ones  []string
+	manys [][]int
+
+	together *Together[int]
+	busy     chan struct{} // One waits until it is closed, for item 0
+}
+
+func newDesk(many func([]int) error) *desk {
+	d := &desk{busy: make(chan struct{})}
+	d.together = &Together[int]{
+		Most: 4, Parallel: 1,
+		One: func(_ context.Context, item int, again bool) error {
+			if item == 0 {
+				<-d.busy
+			}
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.ones = append(d.ones, fmt.Sprint(item, again))
+			if item == 13 {
+				return errors.New("thirteen")
+			}
+			return nil
+		},
+		Many: func(_ context.Context, items []int) error {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.manys = append(d.manys, slices.Clone(items))
+			return many(items)
+		},
+	}
+	return d
+}
+
+// queued waits until that many callers wait.
+func (d *desk) queued(t *testing.T, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		d.together.mu.Lock()
+		defer d.together.mu.Unlock()
+		return len(d.together.queue) == n
+	}, 10*time.Second, time.Millisecond)
+}
+
+// occupy has item 0 being served until release, and n further items waiting, in order.
+func (d *desk) occupy(t *testing.T, n int) (release func() []error) {
+	t.Helper()
+	errs := make([]error, n+1)
+	var callers sync.WaitGroup
+	callers.Go(func() { errs[0] = d.together.Do(context.Background(), 0) })
+	require.Eventually(t, func() bool {
+		d.together.mu.Lock()
+		defer d.together.mu.Unlock()
+		return d.together.running == 1
+	}, 10*time.Second, time.Millisecond)
+	for i := 1; i <= n; i++ {
+		callers.Go(func() { errs[i] = d.together.Do(context.Background(), i+9) })
+		d.queued(t, i)
+	}
+	return func() []error {
+		close(d.busy)
+		callers.Wait()
+		return errs
+	}
+}
+
+func TestWhoIsAloneIsServedAlone(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return nil })
+	require.NoError(t, d.together.Do(context.Background(), 5))
+	require.EqualError(t, d.together.Do(context.Background(), 13), "thirteen")
+	require.Equal(t, []string{"5 false", "13 false"}, d.ones)
+	require.Empty(t, d.manys)
+}
+
+func TestThoseWhoWaitAreServedTogetherInOrderAndNotTooMany(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return nil })
+	for _, err := range d.occupy(t, 6)() {
+		require.NoError(t, err)
+	}
+	require.Equal(t, [][]int{{10, 11, 12, 13}, {14, 15}}, d.manys)
+	require.Equal(t, []string{"0 false"}, d.ones)
+	require.Zero(t, d.together.running)
+}
+
+func TestWhatFailsTogetherIsTriedAloneAndEachGetsItsOwnError(t *testing.T) {
+	t.Parallel()
+	for name, many := range map[string]func([]int) error{
+		"an error": func([]int) error { return errors.New("no") },
+		"a panic":  func([]int) error { panic("no") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(many)
+			errs := d.occupy(t, 4)()
+			require.EqualError(t, errs[4], "thirteen")
+			require.NoError(t, errors.Join(errs[:4]...))
+			slices.Sort(d.ones)
+			require.Equal(t, []string{"0 false", "10 true", "11 true", "12 true", "13 true"}, d.ones)
+		})
+	}
+}
+
+func TestWhoLeavesTheQueueIsNotServed(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return nil })
+	release := d.occupy(t, 2)
+	ctx, cancel := context.WithCancel(context.Background())
+	left := make(chan error)
+	go func() { left <- d.together.Do(ctx, 99) }()
+	d.queued(t, 3)
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	require.NoError(t, errors.Join(release()...))
+	require.Equal(t, [][]int{{10, 11}}, d.manys)
+}
+
+func TestWhoseTimeIsUpWhileOthersWorkIsToldThatNothingIsKnown(t *testing.T) {
+	t.Parallel()
+	working, finish := make(chan struct{}), make(chan struct{})
+	d := newDesk(func([]int) error { close(working); <-finish; return nil })
+	release := d.occupy(t, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	left := make(chan error)
+	go func() { left <- d.together.Do(ctx, 99) }()
+	d.queued(t, 2)
+	go release()
+	<-working
+	cancel()
+	require.ErrorIs(t, <-left, ErrUnsettled)
+	close(finish)
+}
+
+func TestThousandsOfCallersAreEachServedOnce(t *testing.T) {
+	t.Parallel()
+	var served [5000]atomic.Int32
+	batches := atomic.Int32{}
+	together := &Together[int]{
+		Most: 64, Parallel: 2,
+		One: func(_ context.Context, item int, _ bool) error { served[item].Add(1); return nil },
+		Many: func(_ context.Context, items []int) error {
+			if batches.Add(1)%3 == 0 {
+				return errors.New("no")
+			}
+			for _, item := range items {
+				served[item].Add(1)
+			}
+			return nil
+		},
+	}
+	var callers sync.WaitGroup
+	for first := range 100 {
+		callers.Go(func() {
+			for i := first; i < len(served); i += 100 {
+				ctx, cancel := context.WithCancel(context.Background())
+				if err := together.Do(ctx, i); err != nil {
+					t.Error(err)
+				}
+				cancel()
+			}
+		})
+	}
+	callers.Wait()
+	for i := range served {
+		require.EqualValues(t, 1, served[i].Load(), i)
+	}
+	require.Zero(t, together.running)
+	require.Empty(t, together.queue)
+}
