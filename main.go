@@ -196,6 +196,10 @@ func (c *serveCmd) Run(out output) error {
 	ctx, stopped := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopped()
 	s, err := service.Start(ctx, c.Config, logger)
+	if err != nil && ctx.Err() != nil {
+		logger.Info("stopped before it served", "error", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"takeout/adapters/rabbitmq"
@@ -292,7 +293,7 @@ func (s *Service) bind() error {
 }
 
 func (s *Service) serveHTTP() error {
-	s.registry.MustRegister(&gauges{s})
+	s.registry.MustRegister(&gauges{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	api := httpapi.Config{
 		Health: s.health, Metrics: promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{}), Version: Version(),
 	}

@@ -212,13 +212,13 @@ func (p *proxy) serve() {
 			return
 		}
 		p.mu.Lock()
-		down := p.down
+		down, target := p.down, p.target
 		p.mu.Unlock()
 		if down {
 			_ = in.Close()
 			continue
 		}
-		out, err := net.Dial("tcp", p.target)
+		out, err := net.Dial("tcp", target)
 		if err != nil {
 			_ = in.Close()
 			continue
@@ -251,6 +251,14 @@ func (p *proxy) mend() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.down = false
+}
+
+// lead makes new connections go to that URL's server instead.
+func (p *proxy) lead(t testing.TB, rawURL string) {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = parse(t, rawURL).Host
 }
 
 // through returns the URL with the proxy's address in place of the server's, and the proxy.

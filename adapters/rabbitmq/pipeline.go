@@ -31,6 +31,9 @@ type pipeline struct {
 	came    map[messageKey]int // returns that nobody has asked for yet
 }
 
+// errNacked says that the broker has answered, and does not want the message.
+var errNacked = errors.New("it refused the message")
+
 // messageKey is what a return can be recognized by. The same one can be under way more than once.
 type messageKey struct{ topic, id string }
 
@@ -157,7 +160,7 @@ func (p *pipeline) settle(sent *pending) error {
 	case p.channel.IsClosed():
 		return p.lost() // amqp091 calls everything nacked that was not confirmed before the end
 	default:
-		return fmt.Errorf("%w: it refused the message", ErrNotConfirmed)
+		return fmt.Errorf("%w: %w", ErrNotConfirmed, errNacked)
 	}
 }
 

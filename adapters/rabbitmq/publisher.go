@@ -24,7 +24,17 @@ type publisher struct {
 	closed     bool
 	underWay   sync.WaitGroup
 	unroutable map[string]bool // topics whose last message was returned
+	refused    map[string]*refusal
 }
+
+// refusal is a topic of which the broker has taken nothing for a while.
+type refusal struct {
+	wait time.Duration // how long it may last before a new connection is tried
+	due  time.Time
+}
+
+// maxRefusal is the longest wait before another connection is tried.
+const maxRefusal = 10 * time.Minute
 
 func newPublisher(a address, cfg Config, t *topology, redeclare func(), logger *slog.Logger) *publisher {
 	p := &publisher{
@@ -33,6 +43,7 @@ func newPublisher(a address, cfg Config, t *topology, redeclare func(), logger *
 		redeclare:  redeclare,
 		logger:     logger,
 		unroutable: make(map[string]bool),
+		refused:    make(map[string]*refusal),
 	}
 	p.link = newLink("publish", a, cfg, p.prepare, logger)
 	return p
@@ -71,7 +82,7 @@ func (p *publisher) publish(topic string, msgs []*message.Message) error {
 		return fmt.Errorf("publish to %s: %w", topic, err)
 	}
 	err = p.send(s.pipe, topic, publishings)
-	p.note(topic, err)
+	p.note(s, topic, err)
 	return err
 }
 
@@ -108,10 +119,23 @@ func (p *publisher) send(pipe *pipeline, topic string, publishings []amqp.Publis
 	return first
 }
 
-// note has the topology declared again after a return, and logs when a topic becomes unroutable.
-func (p *publisher) note(topic string, err error) {
+// note has the topology declared again after a return, and logs when a topic becomes unroutable. It ends a session on
+// which a topic has been refused for long: a channel that was opened while a quorum queue elected its leader keeps to
+// the dead one (RabbitMQ 3.10), and refuses everything for that queue until it is closed.
+func (p *publisher) note(s *session, topic string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	switch r := p.refused[topic]; {
+	case err == nil:
+		delete(p.refused, topic)
+	case !errors.Is(err, errNacked):
+	case r == nil:
+		p.refused[topic] = &refusal{p.config.ConfirmTimeout, time.Now().Add(p.config.ConfirmTimeout)}
+	case time.Now().After(r.due):
+		s.fail(fmt.Errorf("messages to %s have been refused for %s; trying another connection", topic, r.wait))
+		r.wait = min(2*r.wait, maxRefusal)
+		r.due = time.Now().Add(r.wait)
+	}
 	switch {
 	case errors.Is(err, ErrUnroutable):
 		if !p.unroutable[topic] {

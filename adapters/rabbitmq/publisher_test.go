@@ -245,6 +245,33 @@ func TestRefusedMessageIsAnError(t *testing.T) {
 	}
 }
 
+func TestTopicThatIsRefusedForLongIsTriedOnAnotherConnection(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	b := openReady(t, url, rabbitmq.Config{ConfirmTimeout: 300 * time.Millisecond, ReconnectMax: 100 * time.Millisecond})
+	ch := admin(t, url)
+	full := onBroker(t, url, "full")
+	_, err := ch.QueueDeclare(full, true, false, false, false, amqp.Table{
+		amqp.QueueMaxLenArg: int64(0), amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish})
+	if err == nil {
+		err = ch.QueueBind(full, "topic", onBroker(t, url, ""), false, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	eventually(t, "a new connection", func() bool {
+		_ = b.Publish("topic", newMessage(newID()))
+		return strings.Contains(fmt.Sprint(b.Check()), "trying another connection")
+	})
+
+	if _, err := ch.QueueDelete(full, false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	bind(t, b, "topic", "q")
+	eventually(t, "publishing", func() bool { return b.Publish("topic", newMessage(newID())) == nil })
+}
+
 func TestPublishAfterCloseFails(t *testing.T) {
 	t.Parallel()
 	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{})

@@ -58,6 +58,7 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 		"time_zone":                "'+00:00'",
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO'",
 		"innodb_lock_wait_timeout": "2", // seconds; a request has 5
+		"lock_wait_timeout":        "5", // seconds; everybody has to wait behind a migration that waits for a table
 	}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {

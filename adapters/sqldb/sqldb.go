@@ -171,9 +171,10 @@ func commit(ctx context.Context, tx *sql.Tx) error {
 }
 
 // outcomeUnknown reports whether err, from COMMIT, leaves open whether the transaction took effect: every error but
-// the server's own refusal, and those with which database/sql did not send the COMMIT.
+// the server's own refusal, and those with which database/sql did not send the COMMIT. SQLite has no connection that
+// could break: its COMMIT fails, as on a full disk, or does not.
 func (db *DB) outcomeUnknown(err error) bool {
-	return errors.Is(err, errNoAnswer) || db.classify(err) == unavailable &&
+	return errors.Is(err, errNoAnswer) || db.path == "" && db.classify(err) == unavailable &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, sql.ErrTxDone)
 }
 
@@ -207,7 +208,7 @@ func (db *DB) Error(err error) error {
 	switch db.classify(err) {
 	case unavailable:
 		return db.kind(domain.Unavailable, "database_unavailable", "the %s database is not available", err)
-	case lockWait:
+	case lockWait, deadlock: // a deadlock comes here after InTx's attempts; SQLite says so when another program has the file
 		return db.kind(domain.Busy, "lock_wait", "somebody else is changing the same rows of the %s database", err)
 	case refused:
 		return db.kind(domain.Invalid, "value_refused", "the %s database refuses a value", err)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -213,8 +214,8 @@ func (e *engine) remove(ctx context.Context, id string) {
 	}
 }
 
-func (d docker) start(bool) (server, error) {
-	return servers.WithFreePorts(func() (server, error) { return d.run() })
+func (d docker) start(_ bool, settings ...string) (server, error) {
+	return servers.WithFreePorts(func() (server, error) { return d.run(settings) })
 }
 
 // dockerServer is a container whose ports on the host are chosen by us, because Docker chooses new ones
@@ -226,7 +227,7 @@ type dockerServer struct {
 	api       string
 }
 
-func (d docker) run() (_ server, err error) {
+func (d docker) run(settings []string) (_ server, err error) {
 	s := &dockerServer{docker: d}
 	defer func() {
 		if err != nil {
@@ -239,7 +240,7 @@ func (d docker) run() (_ server, err error) {
 	}
 	published := map[string]int{"3306/tcp": port}
 	env := map[string]string{"MYSQL_ROOT_PASSWORD": servers.Password, "MARIADB_ROOT_PASSWORD": servers.Password}
-	command := servers.MySQLSettings
+	command := slices.Concat(servers.MySQLSettings, settings)
 	s.address = servers.Address(servers.MySQL, d.host, port)
 	if d.kind == servers.RabbitMQ {
 		published = map[string]int{"5672/tcp": port, "15672/tcp": apiPort}
@@ -291,7 +292,13 @@ func (d docker) bindings(published map[string]int) network.PortMap {
 
 func (s *dockerServer) URL() *url.URL      { return s.address }
 func (s *dockerServer) Management() string { return s.api }
-func (s *dockerServer) id() string         { return s.container.GetContainerID() }
+
+func (s *dockerServer) Among() (string, error) {
+	ip, err := s.container.ContainerIP(context.Background())
+	return net.JoinHostPort(ip, "3306"), err
+}
+
+func (s *dockerServer) id() string { return s.container.GetContainerID() }
 
 func (s *dockerServer) Start() error {
 	ctx, cancel := context.WithCancel(context.Background())

@@ -43,6 +43,8 @@ func urlVariable(k servers.Kind) string {
 // server is one MySQL, MariaDB or RabbitMQ that this process started and must end.
 type server interface {
 	URL() *url.URL
+	// Among is host and port at which other servers of the tests reach it.
+	Among() (string, error)
 	// Management is the URL of RabbitMQ's management API, or "".
 	Management() string
 	// Start returns when the server accepts connections.
@@ -59,7 +61,8 @@ type server interface {
 // backend is one way to start servers of one kind.
 type backend interface {
 	// start starts a server. A shared RabbitMQ has the management API, a private one starts faster.
-	start(shared bool) (server, error)
+	// Settings are options of MySQL.
+	start(shared bool, settings ...string) (server, error)
 	// way is what TAKEOUT_TEST_ENV calls it.
 	way() string
 	String() string
@@ -224,7 +227,9 @@ type native struct {
 func (n native) String() string { return "native " + n.program }
 func (n native) way() string    { return "native" }
 
-func (n native) start(shared bool) (server, error) { return servers.Start(aborted, n.kind, shared) }
+func (n native) start(shared bool, settings ...string) (server, error) {
+	return servers.Start(aborted, n.kind, shared, settings...)
+}
 
 func findNative(k servers.Kind) (backend, error) {
 	program, err := servers.Find(k)
@@ -246,20 +251,20 @@ func product(k servers.Kind, u *url.URL) string {
 }
 
 // newServer starts a server for one test.
-func newServer(k servers.Kind) (server, error) {
+func newServer(k servers.Kind, settings ...string) (server, error) {
 	b, err := backends[k]()
 	if err != nil {
 		return nil, err
 	}
-	return startOn(b, k, false)
+	return startOn(b, k, false, settings...)
 }
 
 var errClosing = errors.New("the tests are ending")
 
-func startOn(b backend, k servers.Kind, shared bool) (server, error) {
+func startOn(b backend, k servers.Kind, shared bool, settings ...string) (server, error) {
 	starting.Add(1)
 	defer starting.Add(-1)
-	s, err := b.start(shared)
+	s, err := b.start(shared, settings...)
 	if err != nil {
 		return nil, fmt.Errorf("testenv: start %s (%s): %w", k.Title(), b, err)
 	}

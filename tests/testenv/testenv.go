@@ -21,8 +21,11 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -92,10 +95,10 @@ func AMQP(t testing.TB) string {
 type MySQLServer struct{ private }
 
 // StartMySQL starts a server for this test alone, and removes it when the test ends. Its address stays
-// the same over Stop, Kill and Start, and its data too.
-func StartMySQL(t testing.TB) *MySQLServer {
+// the same over Stop, Kill and Start, and its data too. Settings are options of its command line.
+func StartMySQL(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
-	return &MySQLServer{startPrivate(t, servers.MySQL)}
+	return &MySQLServer{startPrivate(t, servers.MySQL, settings...)}
 }
 
 // URL returns mysql://user:password@host:port/db, after creating the database db if it is missing.
@@ -105,6 +108,15 @@ func (s *MySQLServer) URL(db string) string {
 		s.t.Fatalf("testenv: create database %s: %v", db, err)
 	}
 	return withDatabase(s.server.URL(), db)
+}
+
+// Follow makes the server a replica that is sent whatever is written to primary from now on. Both must have been
+// started with --log-bin and with a --server-id of their own.
+func (s *MySQLServer) Follow(primary *MySQLServer) {
+	s.t.Helper()
+	if err := follow(s.server, primary.server); err != nil {
+		s.t.Fatalf("testenv: replicate: %v", err)
+	}
 }
 
 // RabbitMQServer is a broker of one test, which the test may stop, kill and freeze.
@@ -130,9 +142,9 @@ type private struct {
 	server server
 }
 
-func startPrivate(t testing.TB, k servers.Kind) private {
+func startPrivate(t testing.TB, k servers.Kind, settings ...string) private {
 	t.Helper()
-	s, err := newServer(k)
+	s, err := newServer(k, settings...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,6 +209,52 @@ func execute(server *url.URL, statement string) error {
 	defer cancel()
 	_, err = db.ExecContext(ctx, statement)
 	return err
+}
+
+func follow(replica, primary server) error {
+	address, err := primary.Among()
+	if err != nil {
+		return err
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	db, err := servers.OpenMySQL(primary.URL())
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	status, change := "SHOW MASTER STATUS", "CHANGE MASTER TO MASTER_HOST='%s', MASTER_PORT=%s, MASTER_USER='root', MASTER_PASSWORD='%s', "+
+		"MASTER_LOG_FILE='%s', MASTER_LOG_POS=%s"
+	rows, err := db.Query(status)
+	if err != nil { // MySQL 8.4 has other words for it
+		status, change = "SHOW BINARY LOG STATUS", "CHANGE REPLICATION SOURCE TO SOURCE_HOST='%s', SOURCE_PORT=%s, SOURCE_USER='root', "+
+			"SOURCE_PASSWORD='%s', SOURCE_LOG_FILE='%s', SOURCE_LOG_POS=%s, GET_SOURCE_PUBLIC_KEY=1"
+		if rows, err = db.Query(status); err != nil {
+			return err
+		}
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	values := make([]sql.NullString, max(2, len(columns)))
+	targets := make([]any, len(columns))
+	for i := range targets {
+		targets[i] = &values[i]
+	}
+	if !rows.Next() {
+		return errors.New("the primary writes no binary log")
+	}
+	if err := rows.Scan(targets...); err != nil {
+		return err
+	}
+	if err := execute(replica.URL(), fmt.Sprintf(change, host, port, servers.Password, values[0].String, values[1].String)); err != nil {
+		return err
+	}
+	return execute(replica.URL(), "START REPLICA")
 }
 
 // deleteNamespace deletes exchanges and queues over the management API, because AMQP cannot list them.

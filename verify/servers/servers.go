@@ -94,17 +94,17 @@ func look(name string) string {
 }
 
 // Start starts a server of that kind and returns when it accepts connections, or when ctx ends. A RabbitMQ starts
-// faster without the management API.
-func Start(ctx context.Context, k Kind, withManagement bool) (*Server, error) {
+// faster without the management API. Settings are options of MySQL's command line.
+func Start(ctx context.Context, k Kind, withManagement bool, settings ...string) (*Server, error) {
 	program, err := Find(k)
 	if err != nil {
 		return nil, err
 	}
 	return WithFreePorts(func() (*Server, error) {
 		if k == MySQL {
-			return newMySQL(ctx, program)
+			return newMySQL(ctx, program, settings)
 		}
-		return newRabbitMQ(ctx, program, withManagement)
+		return newRabbitMQ(ctx, program, rabbitNode{name: "takeout-test@localhost", management: withManagement})
 	})
 }
 
@@ -127,6 +127,9 @@ type Server struct {
 
 // URL returns mysql://root:password@host:port/ or amqp://guest:guest@host:port.
 func (s *Server) URL() *url.URL { return s.address }
+
+// Among returns host and port at which other servers reach this one.
+func (s *Server) Among() (string, error) { return s.address.Host, nil }
 
 // Management returns the URL of RabbitMQ's management API, empty without.
 func (s *Server) Management() string { return s.api }
@@ -195,7 +198,7 @@ func (s *Server) Close() {
 	}
 }
 
-func newMySQL(ctx context.Context, program string) (_ *Server, err error) {
+func newMySQL(ctx context.Context, program string, settings []string) (_ *Server, err error) {
 	dir, err := newTempDir("mysql")
 	if err != nil {
 		return nil, err
@@ -235,7 +238,7 @@ func newMySQL(ctx context.Context, program string) (_ *Server, err error) {
 			"--port=" + strconv.Itoa(port),
 			"--bind-address=127.0.0.1",
 			"--init-file=" + initFile,
-		}, own, MySQLSettings)...)
+		}, own, MySQLSettings, settings)...)
 	}
 	if err := s.start(ctx); err != nil {
 		return nil, err
@@ -267,7 +270,14 @@ func createDataDirectory(program, data string, own []string) error {
 	return nil
 }
 
-func newRabbitMQ(ctx context.Context, program string, withManagement bool) (_ *Server, err error) {
+// rabbitNode is what nodes differ in.
+type rabbitNode struct {
+	name       string
+	management bool
+	cluster    *cluster // nil for one that is alone
+}
+
+func newRabbitMQ(ctx context.Context, program string, n rabbitNode) (_ *Server, err error) {
 	dir, err := newTempDir("rabbitmq")
 	if err != nil {
 		return nil, err
@@ -282,11 +292,15 @@ func newRabbitMQ(ctx context.Context, program string, withManagement bool) (_ *S
 	if err := FreePorts(&port, &distPort, &epmdPort, &apiPort); err != nil {
 		return nil, err
 	}
-	const node = "takeout-test@localhost"
+	home := dir
+	if n.cluster != nil {
+		home, epmdPort = n.cluster.home, n.cluster.epmdPort
+	}
 	config, plugins := filepath.Join(dir, "rabbitmq.conf"), filepath.Join(dir, "enabled_plugins")
-	settings := fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d\ndisk_free_limit.absolute = 50MB\nlog.file.level = info\n", port)
+	settings := fmt.Sprintf("listeners.tcp.1 = 127.0.0.1:%d\ndisk_free_limit.absolute = 50MB\nlog.file.level = info\n", port) +
+		n.cluster.settings()
 	enabled := "[].\n"
-	if withManagement {
+	if n.management {
 		settings += fmt.Sprintf("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %d\n", apiPort)
 		enabled = "[rabbitmq_management].\n"
 		s.api = fmt.Sprintf("http://guest:guest@127.0.0.1:%d", apiPort)
@@ -298,8 +312,8 @@ func newRabbitMQ(ctx context.Context, program string, withManagement bool) (_ *S
 	}
 	loopback := "-kernel inet_dist_use_interface {127,0,0,1}"
 	s.env = append(os.Environ(),
-		"HOME="+dir, // the Erlang cookie is made here
-		"RABBITMQ_NODENAME="+node,
+		"HOME="+home, // the Erlang cookie is made here
+		"RABBITMQ_NODENAME="+n.name,
 		"RABBITMQ_BASE="+dir,
 		"RABBITMQ_MNESIA_BASE="+filepath.Join(dir, "data"),
 		"RABBITMQ_LOG_BASE="+filepath.Join(dir, "log"),
@@ -316,10 +330,12 @@ func newRabbitMQ(ctx context.Context, program string, withManagement bool) (_ *S
 		// signal is the broker.
 		"RUNNING_UNDER_SYSTEMD=1",
 	)
-	if err := s.startEPMD(epmdPort); err != nil {
-		return nil, err
+	if n.cluster == nil {
+		if s.epmd, err = startEPMD(epmdPort); err != nil {
+			return nil, err
+		}
 	}
-	s.logs = []string{filepath.Join(dir, "log", node+".log")}
+	s.logs = []string{filepath.Join(dir, "log", n.name+".log")}
 	s.address = Address(RabbitMQ, "127.0.0.1", port)
 	s.command = func() *exec.Cmd {
 		cmd := exec.Command(program)
@@ -333,17 +349,16 @@ func newRabbitMQ(ctx context.Context, program string, withManagement bool) (_ *S
 }
 
 // startEPMD starts the name server ourselves, as the broker would start it as a daemon that stays.
-func (s *Server) startEPMD(port int) (err error) {
+func startEPMD(port int) (*Process, error) {
 	program := look("epmd")
 	if program == "" {
 		found, _ := filepath.Glob("/usr/lib/erlang/erts-*/bin/epmd")
 		if len(found) == 0 {
-			return errors.New("epmd is not installed; it belongs to Erlang")
+			return nil, errors.New("epmd is not installed; it belongs to Erlang")
 		}
 		program = found[0]
 	}
-	s.epmd, err = StartProcess(exec.Command(program, "-port", strconv.Itoa(port), "-address", "127.0.0.1"))
-	return err
+	return StartProcess(exec.Command(program, "-port", strconv.Itoa(port), "-address", "127.0.0.1"))
 }
 
 // Ctl runs rabbitmqctl on the broker and returns what it printed.

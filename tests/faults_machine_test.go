@@ -1,0 +1,163 @@
+//go:build machine
+
+// Scenarios that need more of the machine than make test asks for; make verify-cluster runs them.
+
+package tests
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"takeout/service"
+	"takeout/tests/testenv"
+)
+
+// One cluster has one trouble after the other. The proxy in front of it is led to another node each time, as a load
+// balancer would be.
+func TestClusterLosesNoMessageWhateverBecomesOfAMinority(t *testing.T) {
+	nodes := testenv.StartRabbitMQCluster(t)
+	ctl := func(node int, args ...string) {
+		t.Helper()
+		out, err := nodes[node].Ctl(args...)
+		require.NoError(t, err, out)
+	}
+	ctl(0, "await_online_nodes", "3")
+	st := stack{order: testenv.MySQL(t), dispatch: testenv.MySQL(t)}
+	var balancer *proxy
+	st.broker, balancer = through(t, nodes[0].URL())
+	lead := func(node int) {
+		balancer.cut()
+		balancer.lead(t, nodes[node].URL())
+		balancer.mend()
+	}
+	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
+	placed := 0
+	// while places orders, and does something when a third is accepted.
+	while := func(what string, do func()) {
+		t.Helper()
+		const orders = 300
+		first := s.orderRows(t, "SELECT COUNT(*) FROM order_info")
+		var clients sync.WaitGroup
+		clients.Go(func() { s.placeMany(t, orders, 4) })
+		eventually(t, "work is under way", func() error {
+			if n := s.orderRows(t, "SELECT COUNT(*) FROM order_info"); n < first+orders/3 {
+				return fmt.Errorf("%d orders", n)
+			}
+			return nil
+		})
+		do()
+		began := time.Now()
+		clients.Wait()
+		placed += orders
+		s.awaitAllDispatched(t, placed)
+		s.awaitRest(t)
+		s.noFailures(t)
+		t.Logf("%s: all %d orders are dispatched %.1f s later", what, placed, time.Since(began).Seconds())
+	}
+
+	while("the leader of all queues is killed", func() {
+		nodes[0].Kill()
+		lead(1)
+	})
+	nodes[0].Start()
+	ctl(1, "await_online_nodes", "3")
+
+	while("a majority is killed and started", func() {
+		nodes[1].Kill()
+		nodes[2].Kill()
+		lead(0)
+		s.placeMany(t, 50, 4)
+		placed += 50
+		require.GreaterOrEqual(t, s.orderRows(t, "SELECT COUNT(*) FROM outbox"), 50, "without a majority nothing is confirmed")
+		var starting sync.WaitGroup
+		starting.Go(nodes[1].Start)
+		starting.Go(nodes[2].Start)
+		starting.Wait()
+	})
+	ctl(1, "await_online_nodes", "3")
+
+	lead(2)
+	s.awaitAllDispatched(t, placed)
+	while("a node is cut off from the others", func() {
+		// With another cookie it does not let them in.
+		ctl(2, "eval", "[erlang:set_cookie(N, wrong) || N <- ['takeout-test-1@localhost', 'takeout-test-2@localhost']], "+
+			"[erlang:disconnect_node(N) || N <- ['takeout-test-1@localhost', 'takeout-test-2@localhost']].")
+		eventually(t, "the minority pauses", func() error {
+			if a := mustGet(t, s.api+"/readyz"); !contains(a.body, "no connection to the broker") {
+				return fmt.Errorf("%s", a)
+			}
+			return nil
+		})
+		lead(0)
+	})
+	ctl(2, "eval", "[erlang:set_cookie(N, erlang:get_cookie()) || N <- ['takeout-test-1@localhost', 'takeout-test-2@localhost']].")
+	ctl(0, "await_online_nodes", "3")
+	lead(2)
+	while("it is back", func() {})
+}
+
+func TestOrderThatCouldNotBeSyncedIsNotAccepted(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	require.NoError(t, err, "this test needs strace and the right to trace; on Debian and Ubuntu install strace")
+	dir := t.TempDir()
+	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_PAYMENT_GATEWAY": "none"})
+	s := &system{stack: stack{order: "sqlite:" + dir + "/order.db", dispatch: "sqlite:" + dir + "/dispatch.db"}, api: p.url, dispatchAPI: p.url}
+	s.placeMany(t, 10, 2)
+	s.awaitAllDispatched(t, 10)
+
+	fail := exec.Command(strace, "-f", "-qq", "-o", os.DevNull, "-e", "inject=fsync,fdatasync:error=EIO", "-p", fmt.Sprint(p.cmd.Process.Pid))
+	require.NoError(t, fail.Start())
+	var refused answer
+	eventually(t, "the disk fails", func() error {
+		if refused = mustSend(t, http.MethodPost, s.api+"/v1/orders", goodOrder); refused.status == http.StatusCreated {
+			return fmt.Errorf("%s", refused)
+		}
+		return nil
+	})
+	require.Equal(t, http.StatusServiceUnavailable, refused.status, "%s", refused)
+	require.NotEmpty(t, refused.header.Get("Retry-After"))
+	require.NoError(t, fail.Process.Signal(syscall.SIGTERM))
+	_ = fail.Wait()
+
+	s.awaitTaken(t)
+	require.Equal(t, http.StatusNotFound, mustGet(t, s.api+"/v1/orders/"+refused.problem(t).OrderID).status)
+	s.awaitAllDispatched(t, s.orderRows(t, "SELECT COUNT(*) FROM order_info"))
+	s.noFailures(t)
+	require.Equal(t, "ok", integrity(t, s.order))
+}
+
+func TestLeasesHoldWhenTheDatabasesClockIsAnHourOff(t *testing.T) {
+	found, _ := filepath.Glob("/usr/lib/*/faketime/libfaketime.so.1")
+	require.NotEmpty(t, found, "this test needs libfaketime; on Debian and Ubuntu install faketime")
+	for _, shift := range []string{"+1h", "-1h"} {
+		t.Run(shift, func(t *testing.T) {
+			t.Setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+			t.Setenv("FAKETIME", shift)
+			t.Setenv("LD_PRELOAD", found[0])
+			server := testenv.StartMySQL(t)
+			require.NoError(t, os.Unsetenv("LD_PRELOAD"))
+			st := stack{order: server.URL("orders"), dispatch: server.URL("dispatch"), broker: testenv.AMQP(t)}
+			off := count(t, st.order, "SELECT CAST(UNIX_TIMESTAMP() AS SIGNED)") - int(time.Now().Unix())
+			require.InDelta(t, 3600, max(off, -off), 60, "this test needs a MySQL or MariaDB that is installed on this machine")
+
+			s := startWithDelays(t, st, 2*time.Second)
+			early := publishAssignment(t, s.publisher(t), "o-early")
+			s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM retry WHERE uuid = ?", early)
+			placeAs(t, s, "o-early")
+			s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM inbox WHERE event_id = ?", early)
+			s.placeMany(t, 100, 8)
+			s.awaitAllDispatched(t, 101)
+			s.awaitRest(t)
+			s.noFailures(t)
+		})
+	}
+}

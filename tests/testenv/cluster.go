@@ -1,0 +1,27 @@
+package testenv
+
+import (
+	"testing"
+
+	"takeout/verify/servers"
+)
+
+// StartRabbitMQCluster starts three nodes of one cluster for this test alone, and removes them when the test ends. It
+// needs RabbitMQ installed on this machine. A node in the minority pauses.
+func StartRabbitMQCluster(t testing.TB) (nodes [3]*RabbitMQServer) {
+	t.Helper()
+	started, release, err := servers.StartCluster(aborted)
+	if err != nil {
+		t.Fatalf("testenv: start a cluster: %v", err)
+	}
+	for i, s := range started {
+		nodes[i] = &RabbitMQServer{private{t, s}}
+	}
+	t.Cleanup(func() {
+		for _, s := range started {
+			s.Close()
+		}
+		release()
+	})
+	return nodes
+}
