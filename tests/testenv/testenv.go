@@ -246,7 +246,7 @@ func follow(replica, primary server) error {
 		targets[i] = &values[i]
 	}
 	if !rows.Next() {
-		return errors.New("the primary writes no binary log")
+		return errors.Join(errors.New("the primary writes no binary log"), rows.Err())
 	}
 	if err := rows.Scan(targets...); err != nil {
 		return err
