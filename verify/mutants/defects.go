@@ -244,6 +244,6 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			New:  `p.found(c, s)`,
 		}},
 		Orders: 600, Faults: 3, Kinds: "kill",
-		Expect: []string{"I8 repaired"},
+		Expect: []string{"I8 repaired", "I1 unresolved"},
 	},
 }
