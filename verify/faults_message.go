@@ -31,6 +31,7 @@ var messageFaults = []kind{
 	{name: "old-event", group: "message", inflict: oldEvent},
 	{name: "poison", group: "message", inflict: poison},
 	{name: "recreate", group: "message", inflict: recreate},
+	{name: "early", group: "message", inflict: early},
 }
 
 func newMessage(p amqp.Publishing) *message.Message {
@@ -171,4 +172,13 @@ func recreate(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		}
 	}
 	return "three orders announced that were rolled back", nil
+}
+
+// early tells of the dispatch of an order that nobody knows, or not yet: it must be tried again later, several times, and then
+// be kept.
+func early(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
+	o := strange(rnd)
+	return "one of an order that never comes", r.announce(ctx, event.DispatchAssigned{
+		OrderID: o.OrderID, CourierID: "nobody", AssignedAt: time.Now().UTC(), Version: 1,
+	}, time.Now(), eventKey, 1, check.Kept)
 }

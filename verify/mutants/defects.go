@@ -208,7 +208,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (`,
 		}},
-		Orders: 600, Faults: 3, Kinds: "kill",
+		Orders: 300, Faults: 3, Kinds: "early",
 		Expect: []string{"I8 unexpected"},
 	},
 	{
