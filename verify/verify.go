@@ -136,7 +136,7 @@ func (r *run) prepare(ctx context.Context, logger *slog.Logger) (err error) {
 	r.kinds = kindsOf(r.Stack, r.Kinds)
 	r.grace = time.Minute
 	if r.hurt = slices.ContainsFunc(r.kinds, func(k kind) bool { return k.hurts }); r.hurt {
-		r.grace = 10 * time.Second
+		r.grace = 2 * time.Second // it waits ten times as long for services that have dealt with nothing newer
 	}
 	logs := filepath.Join(r.Dir, "logs")
 	data := filepath.Join(r.Dir, "data")
@@ -244,10 +244,7 @@ func (r *run) rest(ctx context.Context) error {
 
 // reconcile has the services compared and, where messages were destroyed, repaired until they agree.
 func (r *run) reconcile(ctx context.Context) error {
-	if r.hurt && !pause(ctx, r.grace) {
-		return context.Cause(ctx)
-	}
-	for range 20 {
+	for deadline := time.Now().Add(20*r.grace + time.Minute); time.Now().Before(deadline); {
 		report, err := r.load.reconcile(ctx, r.fleet.of("reconcile"))
 		if err != nil {
 			return err
