@@ -358,6 +358,7 @@ type reconciled struct {
 	StartedAt  time.Time `json:"started_at"`
 	Consistent bool      `json:"consistent"`
 	InFlight   int       `json:"in_flight"`
+	Failures   int       `json:"waits_for_failures"` // of those in flight
 	Repaired   int       `json:"repaired"`
 	Errors     []string  `json:"errors"`
 }

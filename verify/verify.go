@@ -249,7 +249,7 @@ func (r *run) reconcile(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !r.hurt || report.Consistent && report.InFlight == 0 {
+		if !r.hurt || report.Consistent && report.InFlight == report.Failures {
 			return nil
 		}
 		if err := r.rest(ctx); err != nil {
