@@ -182,9 +182,19 @@ func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
 	return a, nil
 }
 
-func nullString(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
+func nullString(s string) any {
+	if s == "" {
+		return nil
+	}
+	return s
+}
 
-func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+func nullTime(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t
+}
 
 func utc(t sql.NullTime) time.Time {
 	if !t.Valid {
