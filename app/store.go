@@ -68,6 +68,7 @@ type History interface {
 
 // Outbox stores events next to the state that they announce; a relay sends them after the commit.
 type Outbox interface {
+	// Publish stores the events, to be sent in this order as far as they are about the same order.
 	Publish(ctx context.Context, events ...event.Event) error
 }
 
@@ -75,6 +76,9 @@ type Outbox interface {
 type Answers interface {
 	// Add stores the answer. Conflict if the key was used before.
 	Add(ctx context.Context, a Answer) error
+	// AddMany stores up to some hundred answers as Add does. Conflict if one of the keys was used before, or comes twice:
+	// then the transaction must not be committed.
+	AddMany(ctx context.Context, many []Answer) error
 	// Amend replaces the body that this transaction added under the key.
 	Amend(ctx context.Context, key string, body []byte) error
 	// Get returns the answer stored under the key. NotFound if there is none.

@@ -112,6 +112,9 @@ type Snapshot struct {
 	Points       int64     // what paying for it earned
 }
 
+// ID returns the order's id.
+func (o *Order) ID() ID { return o.id }
+
 // Snapshot returns what the order holds now.
 func (o *Order) Snapshot() Snapshot {
 	return Snapshot{o.id, o.name, o.money, o.placedAt, o.status, o.version, o.courierID, o.assigned, o.delivered, o.cancelled, o.reason, o.points}
@@ -230,6 +233,9 @@ type Page struct {
 type Repository interface {
 	// Add stores a new order. Conflict if the id is taken.
 	Add(ctx context.Context, o *Order) error
+	// AddMany stores up to some hundred new orders. Conflict if one of the ids is taken, or comes twice: then the
+	// transaction must not be committed.
+	AddMany(ctx context.Context, many []*Order) error
 	// Get returns the order. NotFound if there is none.
 	Get(ctx context.Context, id ID) (*Order, error)
 	// Update locks the order, lets change modify it, and saves it if change reports true. NotFound if there is

@@ -136,11 +136,11 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?`,
 		}, {
 			File: "adapters/sqlstore/orders.go",
-			Old:  `_, err := r.q.ExecContext(ctx, "INSERT INTO order_info (`,
+			Old:  `args = append(args, s.ID.String(), s.Name,`,
 			New: `if s.Status == order.Cancelled {
-		return nil
-	}
-	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info (`,
+			return nil
+		}
+		args = append(args, s.ID.String(), s.Name,`,
 		}},
 		Orders: 300, Faults: 3, Kinds: "another-id,forged,duplicate",
 		Expect: []string{"I5 resurrected"},
