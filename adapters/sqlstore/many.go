@@ -18,13 +18,10 @@ import (
 // packets of 1 MB at least.
 const mostRows = 200
 
-// insertRows inserts the rows with as few statements as may be; into is the statement up to VALUES. Locks are taken in the
-// order of the rows.
-func insertRows(ctx context.Context, q querier, into string, rows [][]any) error {
+// insertRows inserts the rows with as few statements as may be. Locks are taken in the order of the rows.
+func insertRows(ctx context.Context, q querier, table, columns string, rows [][]any) error {
 	for some := range slices.Chunk(rows, mostRows) {
-		tuple := "(?" + strings.Repeat(", ?", len(some[0])-1) + ")"
-		_, err := q.ExecContext(ctx, into+" VALUES "+tuple+strings.Repeat(", "+tuple, len(some)-1), slices.Concat(some...)...)
-		if err != nil {
+		if _, err := q.ExecContext(ctx, sqldb.Insert(table, columns, len(some)), slices.Concat(some...)...); err != nil {
 			return err
 		}
 	}
@@ -51,7 +48,7 @@ func record(ctx context.Context, db *sqldb.DB, tx *sql.Tx, delivered []app.Deliv
 	for i, d := range slices.SortedFunc(slices.Values(delivered), func(a, b app.Delivery) int { return strings.Compare(a.EventID, b.EventID) }) {
 		rows[i] = []any{d.Consumer, d.EventID, d.Hash[:], at, d.OrderID}
 	}
-	err := insertRows(ctx, tx, "INSERT INTO inbox (consumer, event_id, body_hash, handled_at, order_id)", rows)
+	err := insertRows(ctx, tx, "inbox", "consumer, event_id, body_hash, handled_at, order_id", rows)
 	if db.IsDuplicate(err) {
 		return app.ErrDuplicate // which of them, and of what, is found when each is handled alone
 	}
@@ -148,7 +145,7 @@ func (r dispatches) AddMany(ctx context.Context, all []dispatch.Dispatch) error 
 	for i, d := range slices.SortedFunc(slices.Values(all), func(a, b dispatch.Dispatch) int { return compareOrders(a.Job.OrderID, b.Job.OrderID) }) {
 		rows[i] = dispatchValues(d)
 	}
-	err := insertRows(ctx, r.q, "INSERT INTO platoon ("+dispatchColumns+")", rows)
+	err := insertRows(ctx, r.q, "platoon", dispatchColumns, rows)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "dispatched_before", "one of %d orders has a dispatch", len(all))
 	}
@@ -238,7 +235,7 @@ func (r ledger) AddMany(ctx context.Context, all []points.Entry) error {
 	for i, e := range slices.SortedFunc(slices.Values(all), func(a, b points.Entry) int { return compareOrders(a.OrderID, b.OrderID) }) {
 		rows[i] = []any{e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At}
 	}
-	err := insertRows(ctx, r.q, "INSERT INTO points_entry (orderId, kind, points, placed_at, at)", rows)
+	err := insertRows(ctx, r.q, "points_entry", "orderId, kind, points, placed_at, at", rows)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "points_entered", "one of %d orders has an entry of its kind", len(all))
 	}
