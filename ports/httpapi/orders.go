@@ -151,7 +151,7 @@ func (s *server) placeOrder(ctx context.Context, in *placeOrderInput) (*orderOut
 			return nil, s.problem(ctx, err)
 		}
 	}
-	s.logger.Info("order placed", "order_id", placed.Order.ID.String(), "request_id", requestID(ctx), "before", placed.Before)
+	s.logger.Debug("order placed", "order_id", placed.Order.ID.String(), "request_id", requestID(ctx), "before", placed.Before)
 	return out, nil
 }
 
