@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"time"
 
 	"takeout/domain/order"
 )
@@ -60,9 +61,10 @@ func DeliveryFrom(ctx context.Context) (Delivery, bool) {
 const (
 	// mostDeliveries is how many messages one transaction handles. Those of one queue that are in flight are as many.
 	mostDeliveries = 200
-	// parallelDeliveries is how many transactions of one queue run at once, so that one is prepared while another waits
-	// for its COMMIT.
-	parallelDeliveries = 2
+	// deliveryPatience is how long the messages of a queue wait for a transaction that handles earlier ones. More than one
+	// at a time would be more and smaller transactions for the same number of messages, and those of other queues run
+	// beside them anyhow.
+	deliveryPatience = 100 * time.Millisecond
 )
 
 // HandleTogether returns one, the handler of a message, for messages that come at the same time: those that wait while
@@ -75,7 +77,7 @@ func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(c
 		event    E
 	}
 	together := &Together[message]{
-		Most: mostDeliveries, Parallel: parallelDeliveries,
+		Most: mostDeliveries, Parallel: 1, Patience: deliveryPatience,
 		One: func(ctx context.Context, m message, _ bool) error { return one(ctx, m.event) }, // the inbox knows what is done
 		Many: func(ctx context.Context, all []message) error {
 			deliveries, events := make([]Delivery, len(all)), make([]E, len(all))

@@ -11,12 +11,6 @@ func Insert(table, columns string, n int) string {
 	return "INSERT INTO " + table + " (" + columns + ") VALUES " + row + strings.Repeat(", "+row, n-1)
 }
 
-// Insert returns the statement that inserts n rows into the columns of table.
-func Insert(table, columns string, n int) string {
-	row := "(?" + strings.Repeat(", ?", strings.Count(columns, ",")) + ")"
-	return "INSERT INTO " + table + " (" + columns + ") VALUES " + row + strings.Repeat(", "+row, n-1)
-}
-
 // DeleteByID returns the statement that deletes from table the n rows whose ids are its arguments.
 func (d Dialect) DeleteByID(table string, n int) string {
 	if d.Engine == "sqlite" {
