@@ -69,8 +69,8 @@ const (
 
 // HandleTogether returns one, the handler of a message, for messages that come at the same time: those that wait while
 // others are being handled are then handled by many, in one transaction. many does for each what one does, or returns an
-// error and does nothing: then each is handled by one, in its own goroutine, and has its own error. Messages that failed
-// before do not come to many.
+// error and does nothing: then each is handled by one, in its own goroutine, and has its own error. Messages that are Apart
+// do not come to many.
 func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(ctx context.Context, all []E) error) func(ctx context.Context, e E) error {
 	type message struct {
 		delivery Delivery
@@ -89,7 +89,7 @@ func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(c
 	}
 	return func(ctx context.Context, e E) error {
 		d, ok := DeliveryFrom(ctx)
-		if !ok || isApart(ctx) {
+		if !ok || IsApart(ctx) {
 			return one(ctx, e)
 		}
 		err := together.Do(ctx, message{d, e})
@@ -102,10 +102,12 @@ func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(c
 
 type apartKey struct{}
 
-// Apart returns the context of a message that failed, and is not to spoil it for others when it is handled again.
+// Apart returns the context of a message that is not to be handled together with others: it failed, or it came before
+// and was not settled. It may be a copy of what is done, or kill the process, and would spoil it for the others again.
 func Apart(ctx context.Context) context.Context { return context.WithValue(ctx, apartKey{}, true) }
 
-func isApart(ctx context.Context) bool {
+// IsApart reports whether ctx is that of such a message. A message that is retried is one.
+func IsApart(ctx context.Context) bool {
 	return ctx.Value(apartKey{}) != nil || RetryFrom(ctx) != Retry{}
 }
 

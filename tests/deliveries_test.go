@@ -22,6 +22,7 @@ import (
 	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/domain/points"
+	"takeout/ports/messaging"
 )
 
 // more is more than one statement holds.
@@ -337,6 +338,20 @@ func TestWhatIsUnusualAmongManyIsHandledAsIfItHadComeAlone(t *testing.T) {
 		require.Equal(t, 22, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon"))
 		require.Equal(t, 22, count(t, st.dispatch, "SELECT active FROM courier"))
 		require.Equal(t, 21, count(t, st.dispatch, "SELECT COUNT(*) FROM outbox"), "who brings the one on its way is known")
+	})
+}
+
+func TestMessageThatComesAgainIsHandledApartFromOthers(t *testing.T) {
+	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, _ func() messaging.Broker) {
+		require.NoError(t, b.Bind("order.placed", "dispatch.assign-courier"))
+		require.NoError(t, b.Publish("order.placed", newMessage("1")))
+		messages, _ := subscribe(t, b, "dispatch.assign-courier")
+		first := receive(t, messages)
+		require.False(t, app.IsApart(first.Context()))
+		first.Nack()
+		again := receive(t, messages)
+		require.True(t, app.IsApart(again.Context()))
+		again.Ack()
 	})
 }
 

@@ -321,14 +321,17 @@ func TestMessagesHandledTogetherHaveTheFateThatEachHasAlone(t *testing.T) {
 	}
 }
 
-func TestRetriesAreHandledAlone(t *testing.T) {
+func TestWhatIsHandledAgainIsHandledAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := &counter{}
-		ctx := app.WithRetry(t.Context(), app.Retry{Tier: 1})
-		c.together(t, &record{}, map[string]context.Context{good: ctx}, good, good, good)
-		require.Empty(t, c.batches)
-		require.Len(t, c.effects, 4)
+		for _, ctx := range []context.Context{
+			app.WithRetry(t.Context(), app.Retry{Tier: 1}), app.WithRetry(t.Context(), app.Retry{FailureID: 1}), app.Apart(t.Context()),
+		} {
+			c := &counter{}
+			c.together(t, &record{}, map[string]context.Context{good: ctx}, good, good, good)
+			require.Empty(t, c.batches)
+			require.Len(t, c.effects, 4)
+		}
 	})
 }
 
