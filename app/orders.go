@@ -291,10 +291,28 @@ func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) e
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
-		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
-			return o.MarkDispatched(e.CourierID, e.AssignedAt) || e.Correction && o.CorrectCourier(e.CourierID, e.AssignedAt), nil
-		})
+		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) { return markDispatched(o, e), nil })
 	})
+}
+
+// MarkDispatchedMany is MarkDispatched of several events, all or none.
+func (s *Orders) MarkDispatchedMany(ctx context.Context, events []event.DispatchAssigned) error {
+	of, ids, err := byOrder(events, func(e event.DispatchAssigned) (order.ID, error) {
+		if _, err := courierOf(e.CourierID, e.AssignedAt); err != nil {
+			return order.ID{}, err
+		}
+		return order.ParseID(e.OrderID)
+	})
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) { return markDispatched(o, of[o.Snapshot().ID]), nil })
+	})
+}
+
+func markDispatched(o *order.Order, e event.DispatchAssigned) bool {
+	return o.MarkDispatched(e.CourierID, e.AssignedAt) || e.Correction && o.CorrectCourier(e.CourierID, e.AssignedAt)
 }
 
 // MarkDelivered records on the order that the courier brought it. An order that was cancelled meanwhile stays so, and
@@ -326,16 +344,34 @@ func (s *Orders) MarkDelivered(ctx context.Context, e event.DispatchDelivered) e
 // RecordPoints records on the order what paying for it earned. NotFound if there is no such order, or not yet.
 // Invalid if no order can earn that much.
 func (s *Orders) RecordPoints(ctx context.Context, e event.PointsAwarded) error {
-	id, err := order.ParseID(e.OrderID)
+	id, err := earner(e)
 	if err != nil {
 		return err
-	}
-	if e.Points < 0 || e.Points > domain.MaxAmount {
-		return domain.InvalidField("points", "points_out_of_range", "points must be between 0 and %d", domain.MaxAmount)
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) { return o.RecordPoints(e.Points), nil })
 	})
+}
+
+// RecordPointsMany is RecordPoints of several events, all or none.
+func (s *Orders) RecordPointsMany(ctx context.Context, events []event.PointsAwarded) error {
+	of, ids, err := byOrder(events, earner)
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) {
+			return o.RecordPoints(of[o.Snapshot().ID].Points), nil
+		})
+	})
+}
+
+// earner is the order that earned what the event says. It is Invalid if no order can earn that much.
+func earner(e event.PointsAwarded) (order.ID, error) {
+	if e.Points < 0 || e.Points > domain.MaxAmount {
+		return order.ID{}, domain.InvalidField("points", "points_out_of_range", "points must be between 0 and %d", domain.MaxAmount)
+	}
+	return order.ParseID(e.OrderID)
 }
 
 // Cancel ends an order and announces it. Cancelling again changes nothing. NotFound if there is no such order,

@@ -18,7 +18,9 @@ type Store[T any] interface {
 	//
 	// If ctx carries a Delivery, InTx first records it in the inbox table of the same transaction. If it is
 	// there already, InTx returns ErrDuplicate without calling fn; if it is there with another body, an Invalid
-	// error. So one message changes the database at most once, and a handler calls InTx at most once.
+	// error. So one message changes the database at most once, and a handler calls InTx at most once. If ctx carries
+	// several Deliveries, InTx records all of them, and returns ErrDuplicate if one is there already, or twice among
+	// them, whatever its body.
 	//
 	// fn must do nothing but use tx, and must recognise its own work by natural keys, because it may run again:
 	// after a deadlock, and when the answer to COMMIT was lost, in which case its first run may have taken

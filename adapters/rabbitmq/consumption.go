@@ -174,6 +174,9 @@ func (c *consumption) receive(from *source, d amqp.Delivery, ok bool) {
 		msg.Metadata[app.MetadataUndeliverable] = undeliverable(d, c.config.DeliveryLimit)
 	}
 	ctx, end := context.WithCancel(c.messages)
+	if d.Redelivered {
+		ctx = app.Apart(ctx)
+	}
 	msg.SetContext(ctx)
 	c.offered = &delivered{d.DeliveryTag, msg, end}
 }

@@ -276,6 +276,9 @@ func (s *subscription) handOut(taking, handling context.Context, r row, inFlight
 	if s.cfg.Context != nil {
 		handling = s.cfg.Context(handling, r.further)
 	}
+	if r.attempts > 1 {
+		handling = app.Apart(handling)
+	}
 	ctx, done := context.WithCancel(handling)
 	msg.SetContext(ctx)
 	s.mu.Lock()

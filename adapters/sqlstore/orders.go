@@ -63,11 +63,19 @@ func (r orders) Update(ctx context.Context, id order.ID, change func(*order.Orde
 	}
 	s := o.Snapshot()
 	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?, version = ?, courier_id = ?, assigned_at = ?, "+
-		"delivered_at = ?, cancelled_at = ?, cancel_reason = ?, points = ? WHERE orderId = ?",
-		s.Status.String(), s.Version, nullString(s.CourierID), nullTime(s.AssignedAt),
-		nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points, s.ID.String())
+		"delivered_at = ?, cancelled_at = ?, cancel_reason = ?, points = ? WHERE orderId = ?", append(changeable(s), s.ID.String())...)
 	return err
 }
+
+// changeable are the values of an order that may change, in the order of changeableColumns.
+func changeable(s order.Snapshot) []any {
+	return []any{
+		s.Status.String(), s.Version, nullString(s.CourierID), nullTime(s.AssignedAt),
+		nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points,
+	}
+}
+
+var changeableColumns = []string{"status", "version", "courier_id", "assigned_at", "delivered_at", "cancelled_at", "cancel_reason", "points"}
 
 func (r orders) List(ctx context.Context, q order.Query) (order.Page, error) {
 	query, args := "SELECT id, "+orderColumns+" FROM order_info WHERE 1 = 1", []any{}
@@ -99,7 +107,7 @@ func (r orders) List(ctx context.Context, q order.Query) (order.Page, error) {
 }
 
 // scanOrder reads orderColumns, after those that the caller wants to read before them.
-func scanOrder(row interface{ Scan(...any) error }, before ...any) (*order.Order, error) {
+func scanOrder(row scanner, before ...any) (*order.Order, error) {
 	var (
 		s                    order.Snapshot
 		id, currency, status string

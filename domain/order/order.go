@@ -241,6 +241,12 @@ type Repository interface {
 	// Update locks the order, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.
 	Update(ctx context.Context, id ID, change func(*Order) (bool, error)) error
+	// GetMany returns those of the orders that are stored, in any order.
+	GetMany(ctx context.Context, ids []ID) ([]*Order, error)
+	// UpdateMany locks the orders, whose ids are distinct, lets change modify one after the other, and saves those for
+	// which it reports true. An error of change ends it. NotFound if one of the orders is not stored. Two transactions
+	// that do so at once do not wait for each other in a circle.
+	UpdateMany(ctx context.Context, ids []ID, change func(*Order) (bool, error)) error
 	// List returns a page of orders, newest first.
 	List(ctx context.Context, q Query) (Page, error)
 }

@@ -218,8 +218,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		Changes: []Change{{
 			File: "adapters/sqlstore/store.go",
 			Old:  `var out *outbox`,
-			New: `if d, ok := app.DeliveryFrom(ctx); ok {
-		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error { return recordDelivery(ctx, s.db, tx, d) })
+			New: `if all := app.DeliveriesFrom(ctx); len(all) > 0 {
+		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error { return record(ctx, s.db, tx, all) })
 		if err != nil {
 			return err
 		}
