@@ -1,14 +1,19 @@
 package rabbitmq
 
 import (
+	"bufio"
 	"net"
 	"runtime"
 	"sync"
 	"time"
 )
 
-// gatherLimit is how many bytes may wait to be written before Write waits too.
-const gatherLimit = 256 << 10
+const (
+	// gatherLimit is how many bytes may wait to be written before Write waits too.
+	gatherLimit = 256 << 10
+	// readBuffer is how many bytes are read at once; amqp091 asks for 4096.
+	readBuffer = 32 << 10
+)
 
 // gatheringConn writes in the background, and together what came while it was writing: amqp091 writes each message and
 // each ack by itself, which costs both sides a system call and the broker a wake-up each time. What is written first
@@ -19,6 +24,7 @@ const gatherLimit = 256 << 10
 // reading would stop every publisher for ever (rabbitmq/amqp091-go#111, #288).
 type gatheringConn struct {
 	net.Conn
+	in      *bufio.Reader
 	timeout time.Duration
 	failed  func(error) // told once of a write that failed, with no lock held
 
@@ -29,11 +35,14 @@ type gatheringConn struct {
 }
 
 func newGatheringConn(conn net.Conn, timeout time.Duration, failed func(error)) *gatheringConn {
-	c := &gatheringConn{Conn: conn, timeout: timeout, failed: failed}
+	c := &gatheringConn{Conn: conn, in: bufio.NewReaderSize(conn, readBuffer), timeout: timeout, failed: failed}
 	c.changed.L = &c.mu
 	go c.write()
 	return c
 }
+
+// Read implements net.Conn. It is for one goroutine.
+func (c *gatheringConn) Read(b []byte) (int, error) { return c.in.Read(b) }
 
 // Write implements net.Conn. It fails if an earlier write did.
 func (c *gatheringConn) Write(b []byte) (int, error) {
