@@ -81,6 +81,8 @@ const (
 	batch = 500
 	// firstLook is how soon a reader that found nothing looks again. Each further time it waits twice as long.
 	firstLook = 10 * time.Millisecond
+	// settleDelay is how long a settled row may wait for others, so that one statement is for all. Nobody waits for it.
+	settleDelay = 5 * time.Millisecond
 )
 
 // Reader implements message.Subscriber. The topic of Subscribe names nothing: the Config says which rows are read.
@@ -342,15 +344,24 @@ func (s *subscription) settle(stop <-chan struct{}) {
 				return
 			}
 		}
+		others := time.NewTimer(settleDelay)
 	more:
 		for len(outcomes) < batch {
 			select {
 			case o := <-s.settled:
 				outcomes = append(outcomes, o)
-			default:
+			case <-others.C:
 				break more
+			case <-stop: // all that will ever come is there
+				select {
+				case o := <-s.settled:
+					outcomes = append(outcomes, o)
+				default:
+					break more
+				}
 			}
 		}
+		others.Stop()
 		s.settleBatch(outcomes, stop)
 		s.mu.Lock()
 		for _, o := range outcomes {
