@@ -40,7 +40,7 @@ type Store[T any] struct {
 type Messages struct {
 	db        *sqldb.DB
 	bell      sqlqueue.Bell // rung when rows were committed to the outbox
-	retryBell sqlqueue.Bell // rung when a person asked for retries
+	retryBell sqlqueue.Bell // rung when the time of retries has come
 }
 
 // querier is a transaction, or the pool when there is none.

@@ -95,8 +95,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	mu     sync.Mutex`,
 		}, {
 			File: "adapters/sqlqueue/reader.go",
-			Old:  `rows, err := s.claim(taking, free, pause > 0)`,
-			New: `rows, err := s.claim(taking, free, pause > 0)
+			Old:  `rows, err := s.claim(taking, free)`,
+			New: `rows, err := s.claim(taking, free)
 		for _, r := range rows {
 			if s.cfg.Table == "outbox" {
 				s.last = max(s.last, r.id)
