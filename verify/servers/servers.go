@@ -131,6 +131,9 @@ func (s *Server) URL() *url.URL { return s.address }
 // Management returns the URL of RabbitMQ's management API, empty without.
 func (s *Server) Management() string { return s.api }
 
+// PID returns the id of the server's process, another one after each Start.
+func (s *Server) PID() int { return s.process.PID() }
+
 // Start starts the server after Stop or Kill, and returns when it accepts connections.
 func (s *Server) Start() error { return s.start(context.Background()) }
 
