@@ -8,7 +8,7 @@ with_servers = $(GO) run ./tests/testenv/run --
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test test-race lint fmt build image
+.PHONY: help run up down test test-race bench lint fmt build image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
 
 test-race: ## run all tests with the race detector; slower
 	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race ./...
+
+bench: ## measure takeout against stock Watermill, XA and the floor of this machine, in 20 minutes; BENCH_JSON=FILE keeps the figures
+	$(GO) run ./bench $(BENCH)
 
 lint: ## run golangci-lint; the first time builds it, in two minutes
 	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...
