@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,12 +38,11 @@ func (s site) config() (service.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	if _, err := parser.Parse(s.Settings); err != nil {
-		return cfg, err
-	}
-	cfg.HTTPAddr, cfg.DataDir, cfg.BrokerURL = "127.0.0.1:0", s.Dir, s.Broker
-	cfg.OrderDatabaseURL, cfg.DispatchDatabaseURL, cfg.PaymentDatabaseURL, cfg.PointsDatabaseURL = s.Order, s.Dispatch, s.Payment, s.Points
-	return cfg, nil
+	_, err = parser.Parse(slices.Concat(s.Settings, []string{
+		"--http-addr=127.0.0.1:0", "--data-dir=" + s.Dir, "--broker-url=" + s.Broker, "--order-database-url=" + s.Order,
+		"--dispatch-database-url=" + s.Dispatch, "--payment-database-url=" + s.Payment, "--points-database-url=" + s.Points,
+	}))
+	return cfg, err
 }
 
 // product is takeout itself.
