@@ -135,7 +135,7 @@ func (r *running) close() {
 func (r *running) processes() map[string]int {
 	ids := r.stack.processes()
 	ids["system"] = r.child.process.PID()
-	ids["bench"] = r.bench.pid
+	ids["bench"] = r.pid
 	return ids
 }
 
@@ -147,7 +147,7 @@ func (r *running) place(ctx context.Context, l load) (answers []placed, dispatch
 	}
 	patience := 30 * time.Second
 	if r.lossy {
-		patience = 5 * time.Second
+		patience = 10 * time.Second
 	}
 	err = r.watcher.await(ctx, r.next-r.lost, patience)
 	if lost, some := errors.AsType[lostError](err); some && r.lossy {
@@ -232,9 +232,9 @@ func (b *bench) repeat(ctx context.Context, a arm) (result repetition, err error
 	if b.orders == 0 {
 		result.Orders = max(4*b.warmup, min(int(perSecond*b.span.Seconds()), 100_000))
 	}
-	settle(r.processes())
+	r.settle()
 	l := load{Orders: result.Orders, Workers: a.workers}
-	if b.profile != "" {
+	if b.profile != "" && !a.http { // the process that places is then not the system
 		l.Profile = filepath.Join(b.profile, a.name+".pprof")
 	}
 	before := measureUsage(r.processes())
@@ -242,7 +242,7 @@ func (b *bench) repeat(ctx context.Context, a arm) (result repetition, err error
 		return result, err
 	}
 	_, result.Others = measureUsage(r.processes()).since(before)
-	settle(r.processes())
+	r.settle()
 	used, _ := measureUsage(r.processes()).since(before)
 	result.CPU = map[string]float64{}
 	for name, seconds := range used {
@@ -255,12 +255,13 @@ func (b *bench) repeat(ctx context.Context, a arm) (result repetition, err error
 	}
 	result.PlaceP50, result.PlaceP99 = quantile(place, 0.5), quantile(place, 0.99)
 	result.DispatchP50, result.DispatchP99 = quantile(dispatch, 0.5), quantile(dispatch, 0.99)
-	settle(r.processes())
-	result.Memory, result.Lost = peakMemory(r.child.process.PID()), r.lost
-	if err := r.child.stop(); err != nil {
+	r.settle()
+	result.Memory = peakMemory(r.child.process.PID())
+	if err := errors.Join(r.child.stop(), r.check(ctx)); err != nil {
 		return result, err
 	}
-	return result, r.check(ctx)
+	result.Lost = r.lost
+	return result, nil
 }
 
 // check counts the rows: each order is stored once and dispatched once, but for those that are known to be lost.
@@ -274,6 +275,9 @@ func (r *running) check(ctx context.Context) error {
 		if err := read(ctx, query.address, query.text, &found[i]); err != nil {
 			return err
 		}
+	}
+	if r.lossy {
+		r.lost = r.next - found[1] // some may have come late
 	}
 	if found != [3]int{r.next, r.next - r.lost, r.next - r.lost} {
 		return fmt.Errorf("%d orders were placed; %d are stored, %d dispatched in %d rows", r.next, found[0], found[1], found[2])

@@ -255,6 +255,10 @@ func (r *report) print(out io.Writer, floor string) {
 		}
 	}
 	fmt.Fprintln(out)
+	if len(r.Memory) > 0 {
+		most := slices.MaxFunc(slices.Sorted(maps.Keys(r.Memory)), func(a, b string) int { return cmp.Compare(r.Memory[a], r.Memory[b]) })
+		fmt.Fprintf(out, "The process with all roles had %.0f MB resident at most (%s).\n\n", r.Memory[most], most)
+	}
 	for _, name := range slices.Sorted(maps.Keys(r.Ratios)) {
 		fmt.Fprintf(out, "%-34s %6.2f\n", name, r.Ratios[name])
 	}

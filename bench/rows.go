@@ -69,7 +69,7 @@ func (b *bench) placeWithout(ctx context.Context) ([]line, error) {
 	p50, p99 := map[string][]float64{}, map[string][]float64{}
 	for range b.reps {
 		for _, mode := range modes {
-			settle(r.processes())
+			r.settle()
 			if err := mode.enter(); err != nil {
 				return nil, err
 			}
@@ -239,7 +239,7 @@ func (b *bench) idle(ctx context.Context) ([]line, error) {
 			return lines, err
 		}
 		r.watcher.close() // it asks, too
-		settle(r.processes())
+		r.settle()
 		span := 2 * b.span
 		time.Sleep(span / 2)
 		before, questions := measureUsage(r.processes()), b.questions(ctx)

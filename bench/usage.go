@@ -65,9 +65,13 @@ func (u usage) since(before usage) (by map[string]float64, others float64) {
 }
 
 // settle waits until the processes rest: what was left to do after the last order is done.
-func settle(processes map[string]int) {
+func (r *running) settle() {
+	if r.quick {
+		return
+	}
+	processes := r.processes()
 	const rest = 0.15 // cores
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for quiet := 0; quiet < 2 && time.Now().Before(deadline); {
 		before := measureUsage(processes)
 		time.Sleep(200 * time.Millisecond)
