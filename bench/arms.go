@@ -202,7 +202,7 @@ func (r *running) perSecond(ctx context.Context, l load) (float64, error) {
 
 // latencies places orders at a rate. They are in milliseconds, and those of dispatching count from the commit.
 func (r *running) latencies(ctx context.Context, rate float64) (place, dispatch []float64, err error) {
-	r.watcher.setPause(500 * time.Microsecond)
+	r.watcher.setPause(time.Millisecond)
 	defer r.watcher.setPause(10 * time.Millisecond)
 	answers, dispatched, err := r.place(ctx, load{Orders: max(20, int(rate*r.span.Seconds())), Rate: rate})
 	for i, a := range answers {
