@@ -3,12 +3,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -109,17 +111,28 @@ func (b *bench) memoryLimit(part string) error {
 	return err
 }
 
-// drain dispatches what waits in the outbox when the program starts.
+// drain dispatches what waits in the outbox when the program starts. The least is over soon, and so is drained in several
+// turns, of which the one in the middle counts.
 func (b *bench) drain(ctx context.Context) ([]line, error) {
 	var lines []line
-	for _, n := range b.sizes(10_000, 100_000, 1_000_000) {
-		one, err := b.drainOne(ctx, n)
-		if err != nil {
-			return lines, err
+	speed := func(l line) float64 { return l.figures[0].value }
+	for i, n := range b.sizes(10_000, 100_000, 1_000_000) {
+		turns := 1
+		if i == 0 {
+			turns = b.reps
 		}
-		lines = append(lines, one)
+		var drained []line
+		for range turns {
+			one, err := b.drainOne(ctx, n)
+			if err != nil {
+				return lines, err
+			}
+			drained = append(drained, one)
+		}
+		slices.SortFunc(drained, func(a, b line) int { return cmp.Compare(speed(a), speed(b)) })
+		lines = append(lines, drained[turns/2])
 	}
-	b.report.ratio("drain_1m/drain_10k", lines[2].figures[0].value/lines[0].figures[0].value)
+	b.report.ratio("drain_1m/drain_10k", speed(lines[2])/speed(lines[0]))
 	return lines, nil
 }
 
