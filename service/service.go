@@ -436,6 +436,9 @@ func (s *Service) begun(running <-chan struct{}) error {
 // Addr returns the address that HTTP is served on.
 func (s *Service) Addr() string { return s.listener.Addr().String() }
 
+// Orders returns the use cases of orders, nil if this process does not open their database.
+func (s *Service) Orders() *app.Orders { return s.useCases.Orders }
+
 // Failed returns a channel with the error of a part that cannot go on.
 func (s *Service) Failed() <-chan error { return s.failed }
 
