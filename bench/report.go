@@ -12,6 +12,7 @@ import (
 	"math"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -24,6 +25,7 @@ import (
 type report struct {
 	Ratios   map[string]float64                       `json:"ratios"`
 	Arms     map[string]summary                       `json:"arms"`
+	ByCPU    map[string]float64                       `json:"ratios_by_cpu"` // the same of arms by what the CPU allows, which others disturb less
 	Rows     map[string]map[string]map[string]float64 `json:"rows"`
 	Memory   map[string]float64                       `json:"peak_rss_mb"` // of the process with all roles, by what it did
 	Failures []string                                 `json:"failures"`
@@ -41,6 +43,7 @@ type report struct {
 // summary is what an arm gave: the medians of its turns, and each turn.
 type summary struct {
 	repetition
+	Allowed float64      `json:"orders_per_second_by_cpu"` // what all cores could do if each order cost what it did
 	Slowest float64      `json:"orders_per_second_min"`
 	Fastest float64      `json:"orders_per_second_max"`
 	Turns   []repetition `json:"turns"`
@@ -48,7 +51,7 @@ type summary struct {
 
 func newReport() report {
 	return report{
-		Ratios: map[string]float64{}, Arms: map[string]summary{}, Rows: map[string]map[string]map[string]float64{}, Memory: map[string]float64{},
+		Ratios: map[string]float64{}, ByCPU: map[string]float64{}, Arms: map[string]summary{}, Rows: map[string]map[string]map[string]float64{}, Memory: map[string]float64{},
 		Failures: []string{}, Started: time.Now(),
 	}
 }
@@ -105,8 +108,13 @@ func summarize(turns []repetition) summary {
 		Memory:      slices.Max(each(turns, func(t repetition) float64 { return t.Memory })),
 		Others:      median(func(t repetition) float64 { return t.Others }),
 	}}
+	used := 0.0
 	for name := range turns[0].CPU {
 		s.CPU[name] = median(func(t repetition) float64 { return t.CPU[name] })
+		used += s.CPU[name]
+	}
+	if _, known := s.CPU["mysql"]; known && used > 0 { // not if the servers are somebody else's
+		s.Allowed = float64(runtime.NumCPU()) * 1000 / used
 	}
 	for _, t := range turns {
 		s.Lost += t.Lost
@@ -170,18 +178,21 @@ func (r *report) memory(what string, mb float64) { r.Memory[what] = max(r.Memory
 func (r *report) finish(out io.Writer) error {
 	r.Seconds = time.Since(r.Started).Seconds()
 	floor := r.bestFloor()
-	speed := func(name string) float64 { return r.Arms[name].PerSecond }
 	for _, pair := range [][2]string{
-		{"direct", "stock"}, {"http", "stock"}, {"direct", "xa"}, {"http", "xa"}, {"stock", "xa"}, {"embedded_direct", "embedded_floor"}, {"embedded_http", "embedded_floor"},
+		{"direct", "stock"}, {"http", "stock"}, {"direct", "xa"}, {"http", "xa"}, {"stock", "xa"}, {"direct", floor}, {"http", floor}, {"xa", floor},
+		{"stock", floor}, {"embedded_direct", "embedded_floor"}, {"embedded_http", "embedded_floor"},
 	} {
-		r.ratio(pair[0]+"/"+pair[1], speed(pair[0])/speed(pair[1]))
-	}
-	for _, name := range []string{"direct", "http", "xa", "stock"} {
-		r.ratio(name+"/floor", speed(name)/speed(floor))
-	}
-	for name, value := range r.Ratios {
-		if value == 0 { // one of the two was not measured
-			delete(r.Ratios, name)
+		a, measured := r.Arms[pair[0]]
+		b, both := r.Arms[pair[1]]
+		if measured && both {
+			name := pair[0] + "/" + pair[1]
+			if pair[1] == floor {
+				name = pair[0] + "/floor"
+			}
+			r.ratio(name, a.PerSecond/b.PerSecond)
+			if b.Allowed > 0 {
+				r.ByCPU[name] = a.Allowed / b.Allowed
+			}
 		}
 	}
 	r.print(out, floor)
@@ -215,7 +226,7 @@ func (r *report) print(out io.Writer, floor string) {
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	if len(r.order) > 0 {
-		fmt.Fprintln(table, "\torders/s\tmin\tmax\t÷stock\t÷xa\t÷floor\tcommit→dispatch p50\tp99 ms\tplace p50\tp99 ms\tsystem\tmysql\trabbitmq\tbench\tRSS MB\tothers\t")
+		fmt.Fprintln(table, "\torders/s\tmin\tmax\t÷stock\t÷xa\t÷floor\tcommit→dispatch p50\tp99 ms\tplace p50\tp99 ms\tsystem\tmysql\trabbitmq\tbench\tallowed/s\tRSS MB\tothers\t")
 	}
 	for _, name := range r.order {
 		a := r.Arms[name]
@@ -235,7 +246,7 @@ func (r *report) print(out io.Writer, floor string) {
 		for _, process := range []string{"system", "mysql", "rabbitmq", "bench"} {
 			fmt.Fprintf(table, "%.2f\t", a.CPU[process])
 		}
-		fmt.Fprintf(table, "%.0f\t%.2f\t\n", a.Memory, a.Others)
+		fmt.Fprintf(table, "%.0f\t%.0f\t%.2f\t\n", a.Allowed, a.Memory, a.Others)
 	}
 	_ = table.Flush()
 	if floor != "" {
@@ -247,7 +258,7 @@ func (r *report) print(out io.Writer, floor string) {
 			others = append(others, a.Others)
 		}
 		r.Others = quantile(others, 0.5)
-		fmt.Fprintf(out, "Latencies are at 30 %% of an arm's own orders/s. system, mysql, rabbitmq and bench are CPU seconds for 1,000 orders; others is\nhow many cores were used by what is not part of this run, %.2f in the middle.\n", r.Others)
+		fmt.Fprintf(out, "Latencies are at 30 %% of an arm's own orders/s. system, mysql, rabbitmq and bench are CPU seconds for 1,000 orders,\nand allowed/s is what all cores could do at that cost; others is how many cores were used by what is not part of this run, %.2f in the\nmiddle: where it is not near 0, allowed/s says more than orders/s.\n", r.Others)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Arms)) {
 		if lost := r.Arms[name].Lost; lost > 0 {
@@ -260,7 +271,11 @@ func (r *report) print(out io.Writer, floor string) {
 		fmt.Fprintf(out, "The process with all roles had %.0f MB resident at most (%s).\n\n", r.Memory[most], most)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Ratios)) {
-		fmt.Fprintf(out, "%-34s %6.2f\n", name, r.Ratios[name])
+		fmt.Fprintf(out, "%-34s %6.2f", name, r.Ratios[name])
+		if byCPU := r.ByCPU[name]; byCPU > 0 {
+			fmt.Fprintf(out, "   by CPU %6.2f", byCPU)
+		}
+		fmt.Fprintln(out)
 	}
 	if r.Quick {
 		fmt.Fprintln(out, "A quick run says whether it works, and not how fast.")
