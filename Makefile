@@ -8,7 +8,7 @@ with_servers = $(GO) run ./tests/testenv/run --
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test test-race verify verify-mutants verify-cluster lint fmt build image
+.PHONY: help run up down test test-race verify verify-mutants verify-cluster bench lint fmt build image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ verify-mutants: ## plant defects in the program, one at a time, and require that
 
 verify-cluster: ## run the scenarios that need a RabbitMQ cluster, strace or faketime on this machine
 	$(with_servers) $(GO) test -count=1 -timeout 20m -tags machine ./tests -run 'TestCluster|TestOrderThatCouldNotBeSynced|TestLeasesHold'
+
+bench: ## measure takeout against stock Watermill, XA and the floor of this machine, in 20 minutes; BENCH_JSON=FILE keeps the figures
+	$(GO) run ./bench $(BENCH)
 
 lint: ## run golangci-lint; the first time builds it, in two minutes
 	$(GO) tool -modfile=tools/go.mod golangci-lint run ./...

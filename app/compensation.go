@@ -41,6 +41,43 @@ func (s *Compensation) Recreate(ctx context.Context, e event.OrderPlaced) error 
 	return s.recreate(ctx, want)
 }
 
+// RecreateMany is Recreate of several events when nothing is to be done, because all of these orders are stored as they
+// were announced. Otherwise it is an error.
+func (s *Compensation) RecreateMany(ctx context.Context, events []event.OrderPlaced) error {
+	var announced []*order.Order
+	for _, e := range events {
+		want, err := asAnnounced(e)
+		if err != nil {
+			return err
+		}
+		announced = append(announced, want)
+	}
+	of, ids, err := byOrder(announced, func(o *order.Order) (order.ID, error) { return o.Snapshot().ID, nil })
+	if err != nil {
+		return err
+	}
+	var stored []*order.Order
+	err = s.store.View(ctx, func(ctx context.Context, tx OrderTx) (err error) {
+		stored, err = tx.Orders.GetMany(ctx, ids)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(stored) < len(ids) {
+		return errApart
+	}
+	for _, o := range stored {
+		if err := sameOrder(o, of[o.Snapshot().ID]); err != nil {
+			return err
+		}
+	}
+	for range stored {
+		s.breaker.seen(false)
+	}
+	return nil
+}
+
 // RecreateCancelled is Recreate for an order that was announced as cancelled; without it a late announcement would
 // make the order active again. It also cancels an order that is stored and not cancelled, because whoever announced
 // that has seen it committed.

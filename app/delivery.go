@@ -3,6 +3,9 @@ package app
 import (
 	"context"
 	"errors"
+	"time"
+
+	"takeout/domain/order"
 )
 
 // MetadataUndeliverable is the message metadata key under which a broker says why it will not try a message
@@ -26,7 +29,13 @@ type deliveryKey struct{}
 
 // WithDelivery returns a context that carries the delivery.
 func WithDelivery(ctx context.Context, d Delivery) context.Context {
-	return context.WithValue(ctx, deliveryKey{}, d)
+	return WithDeliveries(ctx, d)
+}
+
+// WithDeliveries returns a context that carries the deliveries, which are of one consumer and are handled together: all
+// of them in one transaction, or none.
+func WithDeliveries(ctx context.Context, all ...Delivery) context.Context {
+	return context.WithValue(ctx, deliveryKey{}, all)
 }
 
 // WithoutDelivery returns a context that carries no delivery, for what a handler does beside the transaction that
@@ -35,8 +44,88 @@ func WithoutDelivery(ctx context.Context) context.Context {
 	return context.WithValue(ctx, deliveryKey{}, nil)
 }
 
-// DeliveryFrom returns the delivery that ctx carries, and whether it carries one.
+// DeliveriesFrom returns the deliveries that ctx carries, none if it carries none.
+func DeliveriesFrom(ctx context.Context) []Delivery {
+	all, _ := ctx.Value(deliveryKey{}).([]Delivery)
+	return all
+}
+
+// DeliveryFrom returns the delivery that ctx carries, and whether it carries one and no others.
 func DeliveryFrom(ctx context.Context) (Delivery, bool) {
-	d, ok := ctx.Value(deliveryKey{}).(Delivery)
-	return d, ok
+	if all := DeliveriesFrom(ctx); len(all) == 1 {
+		return all[0], true
+	}
+	return Delivery{}, false
+}
+
+const (
+	// mostDeliveries is how many messages one transaction handles. Those of one queue that are in flight are as many.
+	mostDeliveries = 200
+	// deliveryPatience is how long the messages of a queue wait for a transaction that handles earlier ones. More than one
+	// at a time would be more and smaller transactions for the same number of messages, and those of other queues run
+	// beside them anyhow.
+	deliveryPatience = 100 * time.Millisecond
+)
+
+// HandleTogether returns one, the handler of a message, for messages that come at the same time: those that wait while
+// others are being handled are then handled by many, in one transaction. many does for each what one does, or returns an
+// error and does nothing: then each is handled by one, in its own goroutine, and has its own error. Messages that are Apart
+// do not come to many.
+func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(ctx context.Context, all []E) error) func(ctx context.Context, e E) error {
+	type message struct {
+		delivery Delivery
+		event    E
+	}
+	together := &Together[message]{
+		Most: mostDeliveries, Parallel: 1, Patience: deliveryPatience,
+		One: func(ctx context.Context, m message, _ bool) error { return one(ctx, m.event) }, // the inbox knows what is done
+		Many: func(ctx context.Context, all []message) error {
+			deliveries, events := make([]Delivery, len(all)), make([]E, len(all))
+			for i, m := range all {
+				deliveries[i], events[i] = m.delivery, m.event
+			}
+			return many(WithDeliveries(ctx, deliveries...), events)
+		},
+	}
+	return func(ctx context.Context, e E) error {
+		d, ok := DeliveryFrom(ctx)
+		if !ok || IsApart(ctx) {
+			return one(ctx, e)
+		}
+		err := together.Do(ctx, message{d, e})
+		if cause := context.Cause(ctx); cause != nil && (errors.Is(err, cause) || errors.Is(err, ErrUnsettled)) {
+			return ctx.Err() // as from a database: the message goes back, and whether it was handled is found then
+		}
+		return err
+	}
+}
+
+type apartKey struct{}
+
+// Apart returns the context of a message that is not to be handled together with others: it failed, or it came before
+// and was not settled. It may be a copy of what is done, or kill the process, and would spoil it for the others again.
+func Apart(ctx context.Context) context.Context { return context.WithValue(ctx, apartKey{}, true) }
+
+// IsApart reports whether ctx is that of such a message. A message that is retried is one.
+func IsApart(ctx context.Context) bool {
+	return ctx.Value(apartKey{}) != nil || RetryFrom(ctx) != Retry{}
+}
+
+// errApart says that messages cannot be handled together. Nobody is shown it.
+var errApart = errors.New("each must be handled by itself")
+
+// byOrder returns what is about each order. It is errApart if two are about the same.
+func byOrder[T any](all []T, orderOf func(T) (order.ID, error)) (map[order.ID]T, []order.ID, error) {
+	of, ids := make(map[order.ID]T, len(all)), make([]order.ID, 0, len(all))
+	for _, one := range all {
+		id, err := orderOf(one)
+		if err != nil {
+			return nil, nil, err
+		}
+		of[id], ids = one, append(ids, id)
+	}
+	if len(of) < len(all) {
+		return nil, nil, errApart
+	}
+	return of, ids, nil
 }

@@ -41,12 +41,67 @@ func (s *Dispatches) AssignPlaced(ctx context.Context, e event.OrderPlaced) erro
 	return s.Assign(ctx, e.Order)
 }
 
+// AssignPlacedMany is AssignPlaced of several events, all or none, if there is a courier for each.
+func (s *Dispatches) AssignPlacedMany(ctx context.Context, events []event.OrderPlaced) error {
+	orders := make([]event.Order, len(events))
+	for i, e := range events {
+		if e.Dispatch != nil {
+			return errApart
+		}
+		orders[i] = e.Order
+	}
+	if s.policy.AfterPayment {
+		return nil
+	}
+	return s.assignMany(ctx, orders)
+}
+
 // AssignPaid assigns a courier to an order that is paid, if orders wait for that.
 func (s *Dispatches) AssignPaid(ctx context.Context, e event.PaymentSucceeded) error {
 	if !s.policy.AfterPayment {
 		return nil
 	}
 	return s.Assign(ctx, e.Order)
+}
+
+// AssignPaidMany is AssignPaid of several events, all or none, if there is a courier for each.
+func (s *Dispatches) AssignPaidMany(ctx context.Context, events []event.PaymentSucceeded) error {
+	if !s.policy.AfterPayment {
+		return nil
+	}
+	orders := make([]event.Order, len(events))
+	for i, e := range events {
+		orders[i] = e.Order
+	}
+	return s.assignMany(ctx, orders)
+}
+
+// assignMany is Assign of several orders, if nobody has heard of them and there is a courier for each.
+func (s *Dispatches) assignMany(ctx context.Context, orders []event.Order) error {
+	jobs := make([]dispatch.Job, len(orders))
+	for i, e := range orders {
+		job, err := jobOf(e)
+		if err != nil {
+			return err
+		}
+		jobs[i] = job
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
+		couriers, err := tx.Couriers.TakeAll(ctx, len(jobs))
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		dispatches, announcements := make([]dispatch.Dispatch, len(jobs)), make([]event.Event, len(jobs))
+		for i, job := range jobs {
+			dispatches[i] = dispatch.New(job, couriers[i], now)
+			announcements[i] = assignedEvent(dispatches[i])
+		}
+		if err := tx.Dispatches.AddMany(ctx, dispatches); err != nil {
+			return err
+		}
+		return tx.Outbox.Publish(ctx, announcements...)
+	})
 }
 
 // Assign gives the order to a courier and, in the same transaction, announces it. If no courier on duty has room, or

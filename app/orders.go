@@ -2,7 +2,10 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"takeout/crashpoint"
@@ -13,8 +16,9 @@ import (
 
 // Orders is what customers and the other services can do with orders.
 type Orders struct {
-	store  Store[OrderTx]
-	legacy *LegacyPublishing
+	store    Store[OrderTx]
+	together *Together[*placing]
+	legacy   *LegacyPublishing
 }
 
 // LegacyPublishing is how a service without an outbox announces orders: straight to the broker, before its COMMIT. An
@@ -25,7 +29,11 @@ type LegacyPublishing struct {
 }
 
 // NewOrders returns the use cases over the order service's database.
-func NewOrders(store Store[OrderTx]) *Orders { return &Orders{store: store} }
+func NewOrders(store Store[OrderTx]) *Orders {
+	s := &Orders{store: store}
+	s.together = &Together[*placing]{One: s.placeOne, Many: s.placeMany, Most: 64, Parallel: 1, Patience: 100 * time.Millisecond}
+	return s
+}
 
 // PublishBeforeCommit makes Place announce orders in the legacy way.
 func (s *Orders) PublishBeforeCommit(l LegacyPublishing) { s.legacy = &l }
@@ -55,7 +63,9 @@ type Placement struct {
 // Place stores a new order and, in the same transaction, the event that announces it and the answer to the request.
 // Placing the same order again changes nothing and is no error. It is Invalid if a value breaks a rule or the key
 // was used for another request, Conflict if the id belongs to another order, and Busy if the same request is being
-// answered right now.
+// answered right now. It is Unavailable with the code outcome_unknown if the order may be stored or not.
+//
+// Orders that are placed at the same time are stored together, which is many times faster; each has its own answer.
 func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 	o, err := order.Place(cmd.ID, cmd.Name, cmd.Money, time.Now())
 	if err != nil {
@@ -65,17 +75,100 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 	if err != nil {
 		return Placement{}, err
 	}
-	var placed Placement
-	runs := 0
+	p := &placing{order: o, request: cmd.Request, answer: answer}
 	crashpoint.Here("order.place/before-transaction")
-	err = s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+	if s.legacy != nil {
+		err = s.placeOne(ctx, p, false)
+	} else {
+		err = p.known(ctx, s.together.Do(ctx, p))
+	}
+	crashpoint.Here("order.place/after-commit")
+	if err != nil {
+		return Placement{}, err // others may still work on p
+	}
+	return p.placement, nil
+}
+
+// placing is an order that is being placed.
+type placing struct {
+	order   *order.Order
+	request *Request
+	answer  *Answer // nil if request is
+
+	ran       bool // a transaction that stored it with others came to its COMMIT
+	placement Placement
+}
+
+// known gives err, from placing p with others, its kind.
+func (p *placing) known(ctx context.Context, err error) error {
+	kind := domain.KindOf(err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrUnsettled), p.ran && (kind == domain.Unavailable || ctx.Err() != nil):
+		return &domain.Error{
+			Kind: domain.Unavailable, Code: "outcome_unknown", Cause: err,
+			Message: "it is not known whether the order is stored; ask again with the same id or key",
+		}
+	case kind == domain.Unknown && errors.Is(err, context.DeadlineExceeded):
+		return &domain.Error{Kind: domain.Unavailable, Code: "database_slow", Message: "the order could not be stored in time", Cause: err}
+	}
+	return err
+}
+
+// placeMany places orders as if nobody had used their ids and keys before, or none of them.
+func (s *Orders) placeMany(ctx context.Context, many []*placing) error {
+	var answers []Answer
+	orders, events := make([]*order.Order, len(many)), make([]event.Event, len(many))
+	for i, p := range many {
+		if p.answer != nil {
+			answers = append(answers, *p.answer)
+		}
+		orders[i], events[i] = p.order, placedEvent(p.order.Snapshot())
+	}
+	// Two who lock the same in one order wait for each other, and end in no deadlock.
+	slices.SortFunc(answers, func(a, b Answer) int { return cmp.Compare(a.Key, b.Key) })
+	slices.SortFunc(orders, func(a, b *order.Order) int { return cmp.Compare(a.ID().String(), b.ID().String()) })
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		if err := tx.Answers.AddMany(ctx, answers); err != nil {
+			return err
+		}
+		crashpoint.Here("order.place/after-answer")
+		if err := tx.Orders.AddMany(ctx, orders); err != nil {
+			return err
+		}
+		if err := tx.Outbox.Publish(ctx, events...); err != nil {
+			return err
+		}
+		for _, p := range many {
+			p.ran, p.placement = true, p.fresh()
+		}
+		crashpoint.Here("order.place/before-commit")
+		return nil
+	})
+}
+
+// fresh is the placement of an order that was not placed before.
+func (p *placing) fresh() Placement {
+	placement := Placement{Order: p.order.Snapshot()}
+	if p.answer != nil {
+		placement.Answer = p.answer.Body
+	}
+	return placement
+}
+
+// placeOne places an order alone. p.ran tells more than again does: which of two requests with one key, that were tried
+// together and could not, placed the order.
+func (s *Orders) placeOne(ctx context.Context, p *placing, _ bool) error {
+	o, answer, runs := p.order, p.answer, 0
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		runs++
-		placed = Placement{Order: o.Snapshot()}
+		ranBefore := p.ran || runs > 1
+		p.placement = p.fresh()
 		if answer != nil {
-			placed.Answer = answer.Body
 			err := tx.Answers.Add(ctx, *answer)
 			if domain.KindOf(err) == domain.Conflict {
-				placed, err = replay(ctx, tx, *answer, runs > 1)
+				p.placement, err = replay(ctx, tx, *answer, ranBefore)
 				return err
 			}
 			if err != nil {
@@ -85,7 +178,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		}
 		err := tx.Orders.Add(ctx, o)
 		if domain.KindOf(err) == domain.Conflict {
-			placed, err = placedBefore(ctx, tx, o, cmd.Request, runs > 1)
+			p.placement, err = placedBefore(ctx, tx, o, p.request, ranBefore)
 			return err
 		}
 		if err != nil {
@@ -95,8 +188,6 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 		crashpoint.Here("order.place/before-commit")
 		return err
 	})
-	crashpoint.Here("order.place/after-commit")
-	return placed, err
 }
 
 func (s *Orders) announce(ctx context.Context, tx OrderTx, e event.OrderPlaced) error {
@@ -200,10 +291,28 @@ func (s *Orders) MarkDispatched(ctx context.Context, e event.DispatchAssigned) e
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
-		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
-			return o.MarkDispatched(e.CourierID, e.AssignedAt) || e.Correction && o.CorrectCourier(e.CourierID, e.AssignedAt), nil
-		})
+		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) { return markDispatched(o, e), nil })
 	})
+}
+
+// MarkDispatchedMany is MarkDispatched of several events, all or none.
+func (s *Orders) MarkDispatchedMany(ctx context.Context, events []event.DispatchAssigned) error {
+	of, ids, err := byOrder(events, func(e event.DispatchAssigned) (order.ID, error) {
+		if _, err := courierOf(e.CourierID, e.AssignedAt); err != nil {
+			return order.ID{}, err
+		}
+		return order.ParseID(e.OrderID)
+	})
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) { return markDispatched(o, of[o.Snapshot().ID]), nil })
+	})
+}
+
+func markDispatched(o *order.Order, e event.DispatchAssigned) bool {
+	return o.MarkDispatched(e.CourierID, e.AssignedAt) || e.Correction && o.CorrectCourier(e.CourierID, e.AssignedAt)
 }
 
 // MarkDelivered records on the order that the courier brought it. An order that was cancelled meanwhile stays so, and
@@ -235,16 +344,34 @@ func (s *Orders) MarkDelivered(ctx context.Context, e event.DispatchDelivered) e
 // RecordPoints records on the order what paying for it earned. NotFound if there is no such order, or not yet.
 // Invalid if no order can earn that much.
 func (s *Orders) RecordPoints(ctx context.Context, e event.PointsAwarded) error {
-	id, err := order.ParseID(e.OrderID)
+	id, err := earner(e)
 	if err != nil {
 		return err
-	}
-	if e.Points < 0 || e.Points > domain.MaxAmount {
-		return domain.InvalidField("points", "points_out_of_range", "points must be between 0 and %d", domain.MaxAmount)
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		return tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) { return o.RecordPoints(e.Points), nil })
 	})
+}
+
+// RecordPointsMany is RecordPoints of several events, all or none.
+func (s *Orders) RecordPointsMany(ctx context.Context, events []event.PointsAwarded) error {
+	of, ids, err := byOrder(events, earner)
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) {
+			return o.RecordPoints(of[o.Snapshot().ID].Points), nil
+		})
+	})
+}
+
+// earner is the order that earned what the event says. It is Invalid if no order can earn that much.
+func earner(e event.PointsAwarded) (order.ID, error) {
+	if e.Points < 0 || e.Points > domain.MaxAmount {
+		return order.ID{}, domain.InvalidField("points", "points_out_of_range", "points must be between 0 and %d", domain.MaxAmount)
+	}
+	return order.ParseID(e.OrderID)
 }
 
 // Cancel ends an order and announces it. Cancelling again changes nothing. NotFound if there is no such order,

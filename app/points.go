@@ -30,10 +30,30 @@ func (s *Points) Award(ctx context.Context, e event.PaymentSucceeded) error {
 		if err != nil {
 			return err
 		}
-		return tx.Outbox.Publish(ctx, event.PointsAwarded{
-			OrderID: e.OrderID, Points: award.Points, AwardedAt: award.At, Version: e.Version,
-		})
+		return tx.Outbox.Publish(ctx, awardedEvent(e, award))
 	})
+}
+
+// AwardMany is Award of several events, all or none.
+func (s *Points) AwardMany(ctx context.Context, events []event.PaymentSucceeded) error {
+	awards, announcements := make([]points.Entry, len(events)), make([]event.Event, len(events))
+	for i, e := range events {
+		award, err := entryOf(e.Order, points.Award)
+		if err != nil {
+			return err
+		}
+		awards[i], announcements[i] = award, awardedEvent(e, award)
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx PointsTx) error {
+		if err := tx.Ledger.AddMany(ctx, awards); err != nil {
+			return err
+		}
+		return tx.Outbox.Publish(ctx, announcements...)
+	})
+}
+
+func awardedEvent(e event.PaymentSucceeded, award points.Entry) event.PointsAwarded {
+	return event.PointsAwarded{OrderID: e.OrderID, Points: award.Points, AwardedAt: award.At, Version: e.Version}
 }
 
 // Revoke takes back what a refunded order earned. If it has earned nothing yet, an award of nothing is entered, so that

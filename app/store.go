@@ -18,7 +18,9 @@ type Store[T any] interface {
 	//
 	// If ctx carries a Delivery, InTx first records it in the inbox table of the same transaction. If it is
 	// there already, InTx returns ErrDuplicate without calling fn; if it is there with another body, an Invalid
-	// error. So one message changes the database at most once, and a handler calls InTx at most once.
+	// error. So one message changes the database at most once, and a handler calls InTx at most once. If ctx carries
+	// several Deliveries, InTx records all of them, and returns ErrDuplicate if one is there already, or twice among
+	// them, whatever its body.
 	//
 	// fn must do nothing but use tx, and must recognise its own work by natural keys, because it may run again:
 	// after a deadlock, and when the answer to COMMIT was lost, in which case its first run may have taken
@@ -68,6 +70,7 @@ type History interface {
 
 // Outbox stores events next to the state that they announce; a relay sends them after the commit.
 type Outbox interface {
+	// Publish stores the events, to be sent in this order as far as they are about the same order.
 	Publish(ctx context.Context, events ...event.Event) error
 }
 
@@ -75,6 +78,9 @@ type Outbox interface {
 type Answers interface {
 	// Add stores the answer. Conflict if the key was used before.
 	Add(ctx context.Context, a Answer) error
+	// AddMany stores up to some hundred answers as Add does. Conflict if one of the keys was used before, or comes twice:
+	// then the transaction must not be committed.
+	AddMany(ctx context.Context, many []Answer) error
 	// Amend replaces the body that this transaction added under the key.
 	Amend(ctx context.Context, key string, body []byte) error
 	// Get returns the answer stored under the key. NotFound if there is none.

@@ -23,6 +23,10 @@ type Together[T any] struct {
 	Most     int // items of one call of Many
 	Parallel int // calls that may run at the same time
 
+	// Patience is for how long a call counts as one of Parallel, for ever if zero. One that takes longer, because somebody
+	// holds its rows or the database does not answer, does not keep the others waiting.
+	Patience time.Duration
+
 	mu      sync.Mutex
 	running int
 	queue   []*ticket[T]
@@ -57,7 +61,7 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 	if t.running < t.Parallel {
 		t.running++
 		t.mu.Unlock()
-		defer t.next()
+		defer t.serving()()
 		return t.One(ctx, item, false)
 	}
 	own := &ticket[T]{item: item, turn: make(chan turn, 1)}
@@ -90,7 +94,7 @@ func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told turn) err
 	case alone:
 		return t.One(ctx, own.item, true)
 	}
-	defer t.next()
+	defer t.serving()()
 	batch := t.take(own)
 	if len(batch) == 1 {
 		return t.One(ctx, own.item, false)
@@ -135,6 +139,19 @@ func (t *Together[T]) take(leader *ticket[T]) []*ticket[T] {
 	}
 	t.queue = append(t.queue[:0:0], t.queue[n:]...)
 	return batch
+}
+
+// serving begins a call that counts as one of Parallel until done is called or its time is over.
+func (t *Together[T]) serving() (done func()) {
+	if t.Patience == 0 {
+		return t.next
+	}
+	next := sync.OnceFunc(t.next)
+	slow := time.AfterFunc(t.Patience, next)
+	return func() {
+		slow.Stop()
+		next()
+	}
 }
 
 // next lets the first who waits lead.

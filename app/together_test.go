@@ -149,6 +149,25 @@ func TestWhoseTimeIsUpWhileOthersWorkIsToldThatNothingIsKnown(t *testing.T) {
 	close(finish)
 }
 
+func TestWhoTakesLongKeepsOthersWaitingNoLongerThanPatience(t *testing.T) {
+	t.Parallel()
+	working, finish := make(chan struct{}), make(chan struct{})
+	together := &Together[int]{Most: 4, Parallel: 1, Patience: time.Millisecond, One: func(_ context.Context, item int, _ bool) error {
+		if item == 0 {
+			close(working)
+			<-finish
+		}
+		return nil
+	}}
+	slow := make(chan error)
+	go func() { slow <- together.Do(context.Background(), 0) }()
+	<-working
+	require.NoError(t, together.Do(context.Background(), 1))
+	close(finish)
+	require.NoError(t, <-slow)
+	require.Zero(t, together.running)
+}
+
 func TestThousandsOfCallersAreEachServedOnce(t *testing.T) {
 	t.Parallel()
 	var served [5000]atomic.Int32

@@ -314,15 +314,6 @@ func (c *Config) relays(service string) bool {
 	return c.serves(service) || set || alone
 }
 
-// retryPoll is how often a consumer looks whether the time of a retry has come.
-func (c *Config) retryPoll() time.Duration {
-	const most = 2 * time.Second
-	if len(c.RetryDelays) == 0 {
-		return most // there are still those that a person asks for
-	}
-	return min(max(slices.Min(c.RetryDelays), 50*time.Millisecond), most)
-}
-
 // brokerDatabaseURL returns where the queues of a sql: or embedded: broker are.
 func (c *Config) brokerDatabaseURL() string {
 	if c.embeddedBroker() {

@@ -65,7 +65,7 @@ type database interface {
 	Migrate(ctx context.Context) ([]string, error)
 	CheckSchema(ctx context.Context) error
 	TakeBack(ctx context.Context) error
-	Retries(consumer string, poll, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader
+	Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader
 	Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader
 	Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error)
 	Unhandled(ctx context.Context, limit int) (waiting, open int, err error)
@@ -364,7 +364,7 @@ func (s *Service) addConsumers() error {
 	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
 		if s.cfg.has(route.Role) {
 			db := s.of(route.Role.Service())
-			retries := db.Retries(route.Queue, s.cfg.retryPoll(), s.cfg.DrainTimeout, s.logger)
+			retries := db.Retries(route.Queue, s.cfg.DrainTimeout, s.logger)
 			consumers.Add(route, s.broker.Subscriber(), retries, db)
 			s.consumers = consumers // a router without handlers would end at once
 		}
@@ -435,6 +435,9 @@ func (s *Service) begun(running <-chan struct{}) error {
 
 // Addr returns the address that HTTP is served on.
 func (s *Service) Addr() string { return s.listener.Addr().String() }
+
+// Orders returns the use cases of orders, nil if this process does not open their database.
+func (s *Service) Orders() *app.Orders { return s.useCases.Orders }
 
 // Failed returns a channel with the error of a part that cannot go on.
 func (s *Service) Failed() <-chan error { return s.failed }

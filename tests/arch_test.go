@@ -42,6 +42,7 @@ var layers = []layer{
 	{path: "takeout/verify/servers", own: []string{"takeout/verify/servers"}},
 	{path: "takeout/verify/proxy", own: []string{}},
 	{path: "takeout/verify", own: []string{"takeout/verify", "takeout/app", "takeout/domain", "takeout/crashpoint", "takeout/ports/messaging", "takeout/adapters"}},
+	{path: "takeout/bench", own: []string{"takeout"}},                                                 // measures every part
 	{path: "takeout/tests/testenv", own: []string{"takeout/tests/testenv", "takeout/verify/servers"}}, // knows servers, not this program
 	{path: "takeout/tests", own: []string{"takeout"}},
 }

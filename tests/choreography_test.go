@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,19 +44,38 @@ type choreography struct {
 type choreographed struct {
 	queue, key string
 	handle     func(ctx context.Context, id string, body []byte) error
+	together   func(ctx context.Context, all []announcement) error // nil if each is handled alone
 }
 
 func handledBy[E event.Event](queue string, useCase func(context.Context, E) error) choreographed {
 	var e E
-	return choreographed{queue, e.Key(), func(ctx context.Context, id string, body []byte) error {
-		envelope, e, err := event.Decode[E](id, body)
+	return choreographed{queue: queue, key: e.Key(), handle: func(ctx context.Context, id string, body []byte) error {
+		d, e, err := delivered[E](queue, id, body)
 		if err != nil {
 			return err
 		}
-		return useCase(app.WithDelivery(ctx, app.Delivery{
-			Consumer: queue, EventID: envelope.ID, Hash: sha256.Sum256(body), OrderID: envelope.Subject,
-		}), e)
+		return useCase(app.WithDelivery(ctx, d), e)
 	}}
+}
+
+func handledTogether[E event.Event](queue string, one func(context.Context, E) error, many func(context.Context, []E) error) choreographed {
+	c := handledBy(queue, one)
+	c.together = func(ctx context.Context, all []announcement) error {
+		deliveries, events := make([]app.Delivery, len(all)), make([]E, len(all))
+		for i, a := range all {
+			var err error
+			if deliveries[i], events[i], err = delivered[E](queue, a.id, a.body); err != nil {
+				return err
+			}
+		}
+		return many(app.WithDeliveries(ctx, deliveries...), events)
+	}
+	return c
+}
+
+func delivered[E event.Event](queue, id string, body []byte) (app.Delivery, E, error) {
+	envelope, e, err := event.Decode[E](id, body)
+	return app.Delivery{Consumer: queue, EventID: envelope.ID, Hash: sha256.Sum256(body), OrderID: envelope.Subject}, e, err
 }
 
 func choreograph(t testing.TB, st stack, policy app.DispatchPolicy, refusals, timeouts float64) *choreography {
@@ -84,17 +104,17 @@ func choreograph(t testing.TB, st stack, policy app.DispatchPolicy, refusals, ti
 		c.databases = append(c.databases, db.DB())
 	}
 	c.consumers = []choreographed{
-		handledBy("dispatch.assign-courier", c.dispatches.AssignPlaced),
-		handledBy("dispatch.assign-courier-when-paid", c.dispatches.AssignPaid),
+		handledTogether("dispatch.assign-courier", c.dispatches.AssignPlaced, c.dispatches.AssignPlacedMany),
+		handledTogether("dispatch.assign-courier-when-paid", c.dispatches.AssignPaid, c.dispatches.AssignPaidMany),
 		handledBy("dispatch.release-courier", c.dispatches.Release),
-		handledBy("order.mark-dispatched", c.orders.MarkDispatched),
+		handledTogether("order.mark-dispatched", c.orders.MarkDispatched, c.orders.MarkDispatchedMany),
 		handledBy("order.mark-delivered", c.orders.MarkDelivered),
 		handledBy("order.cancel-undispatchable", c.orders.CancelUndispatchable),
 		handledBy("order.cancel-unpaid", c.orders.CancelUnpaid),
-		handledBy("order.record-points", c.orders.RecordPoints),
+		handledTogether("order.record-points", c.orders.RecordPoints, c.orders.RecordPointsMany),
 		handledBy("payment.charge-order", c.payments.Charge),
 		handledBy("payment.refund-order", c.payments.Refund),
-		handledBy("points.award-points", c.points.Award),
+		handledTogether("points.award-points", c.points.Award, c.points.AwardMany),
 		handledBy("points.revoke-points", c.points.Revoke),
 	}
 	return c
@@ -176,6 +196,20 @@ func (c choreographed) settle(a announcement) error {
 	return fmt.Errorf("%s: %s of order %s: %w", c.queue, a.key, a.orderID, err)
 }
 
+// settleAll lets the consumer handle the messages together or, if that fails, each alone, as the program does. It reports
+// whether they were handled together.
+func (c choreographed) settleAll(all []announcement) (together bool, err error) {
+	if c.together != nil && len(all) > 1 && c.together(context.Background(), all) == nil {
+		return true, nil
+	}
+	for _, a := range all {
+		if one := c.settle(a); one != nil && !isDelivered(one) {
+			err = errors.Join(err, one)
+		}
+	}
+	return false, err
+}
+
 // isDelivered reports whether err says that the order is delivered: who ordered has eaten, and a person sees to the rest.
 func isDelivered(err error) bool {
 	known, ok := errors.AsType[*domain.Error](err)
@@ -190,6 +224,17 @@ func (c *choreography) settle(t testing.TB, queues []string, announcements ...an
 			if consumer.key == a.key && slices.Contains(queues, consumer.queue) {
 				require.NoError(t, consumer.settle(a))
 			}
+		}
+	}
+}
+
+// settleTogether lets each consumer of the service handle the announcements, which are of one kind, at the same time.
+func (c *choreography) settleTogether(t testing.TB, queues []string, all ...announcement) {
+	t.Helper()
+	for _, consumer := range c.consumers {
+		if consumer.key == all[0].key && slices.Contains(queues, consumer.queue) {
+			_, err := consumer.settleAll(all)
+			require.NoError(t, err)
 		}
 	}
 }
@@ -292,10 +337,12 @@ func TestMessagesOfACancelledOrderEndTheSameInEveryOrder(t *testing.T) {
 				for i, permutation := range permutations(4) {
 					id := fmt.Sprintf("%s-%d", name, i)
 					events := set.events(facts(id, order.Placed, 1))
+					company := set.events(facts(id+"-too", order.Placed, 1)) // of another order, whose messages come with these
 					for _, at := range permutation {
-						set.services.settle(t, set.queues, announcementOf(t, events[at]))
+						set.services.settleTogether(t, set.queues, announcementOf(t, events[at]), announcementOf(t, company[at]))
 					}
 					set.end(t, id)
+					set.end(t, id+"-too")
 				}
 			})
 		}
@@ -315,7 +362,7 @@ func money(t testing.TB, amount int64) domain.Money {
 }
 
 // A thousand orders are placed, cancelled and delivered at random moments. Their messages come after random delays, up
-// to twice each and beside each other, the payment gateway refuses some and is late at times, and there is not
+// to twice each, beside each other and many at once, the payment gateway refuses some and is late at times, and there is not
 // room for all.
 func TestThousandRandomInterleavingsEndConsistent(t *testing.T) {
 	t.Parallel()
@@ -353,6 +400,8 @@ func TestThousandRandomInterleavingsEndConsistent(t *testing.T) {
 			})
 		}
 	}
+	coming := map[int]map[string][]announcement{} // by round and queue
+	var together atomic.Int64
 	announced := map[string]int{} // by order and event
 	for round := 0; ; round++ {
 		tasks := schedule[round]
@@ -364,6 +413,25 @@ func TestThousandRandomInterleavingsEndConsistent(t *testing.T) {
 				}
 			})
 		}
+		for _, consumer := range c.consumers {
+			all := coming[round][consumer.queue]
+			random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+			for len(all) > 0 {
+				n := min(len(all), 1+random.IntN(40))
+				some := all[:n]
+				all = all[n:]
+				tasks = append(tasks, func() {
+					was, err := consumer.settleAll(some)
+					if err != nil {
+						t.Error(err)
+					}
+					if was {
+						together.Add(int64(len(some)))
+					}
+				})
+			}
+		}
+		delete(coming, round)
 		random.Shuffle(len(tasks), func(i, j int) { tasks[i], tasks[j] = tasks[j], tasks[i] })
 		atOnceInTwelve(tasks)
 		taken := c.takeOutboxes(t)
@@ -371,18 +439,20 @@ func TestThousandRandomInterleavingsEndConsistent(t *testing.T) {
 			announced[a.orderID+" "+a.key]++
 			for _, consumer := range c.consumers {
 				for n := 1 + random.IntN(2); consumer.key == a.key && n > 0; n-- {
-					at(round+1+random.IntN(3), func() {
-						if err := consumer.settle(a); err != nil && !isDelivered(err) {
-							t.Error(err)
-						}
-					})
+					later := round + 1 + random.IntN(3)
+					if coming[later] == nil {
+						coming[later] = map[string][]announcement{}
+					}
+					coming[later][consumer.queue] = append(coming[later][consumer.queue], a)
 				}
 			}
 		}
-		if len(taken) == 0 && len(schedule) == 0 {
+		if len(taken) == 0 && len(schedule) == 0 && len(coming) == 0 {
 			break
 		}
 	}
+	t.Logf("%d messages were handled together", together.Load())
+	require.NotZero(t, together.Load())
 	for what, n := range announced {
 		require.Equal(t, 1, n, "%s is announced once", what)
 	}
@@ -459,6 +529,7 @@ func (c *choreography) checkEnds(t testing.TB, orders int) {
 		}
 	}
 	t.Logf("ends: %v", ends)
+	require.Zero(t, count(t, c.dispatch, "SELECT COUNT(*) FROM courier WHERE capacity > 0 AND active > capacity"), "couriers who have too much")
 	for courier, active := range read(c.dispatch, "SELECT courier_id, active FROM courier") {
 		assigned := count(t, c.dispatch, "SELECT COUNT(*) FROM platoon WHERE takeout_userId = ? AND state = 'assigned'", courier)
 		require.Equal(t, fmt.Sprint(assigned), active, "the room of courier %s", courier)

@@ -304,15 +304,41 @@ func TestProcessThatDiesAtACrashPointLosesNothingAndDoublesNothing(t *testing.T)
 		}
 		t.Run(point.Name, func(t *testing.T) {
 			t.Parallel()
-			sc, dir := sceneOf(point.Name), migratedData(t)
-			env := map[string]string{"TAKEOUT_DATA_DIR": dir, crashpoint.Variable: point.Name}
-			maps.Copy(env, sc.always)
-			maps.Copy(env, sc.once)
-			p := startProcess(t, "embedded", env)
-			s := onData(p)
-			s.broker, s.cfg.DataDir = "embedded:", dir
-			s.payment, s.points = "sqlite:"+filepath.Join(dir, "payment.db"), "sqlite:"+filepath.Join(dir, "points.db")
+			sc := sceneOf(point.Name)
+			s, p := embeddedAt(t, point.Name, sc)
 			s.survives(t, p, point.Name, "meal-", sc)
+		})
+	}
+}
+
+// embeddedAt starts an embedded process that comes to the crash points of spec.
+func embeddedAt(t testing.TB, spec string, sc scene) (*system, *process) {
+	t.Helper()
+	dir := migratedData(t)
+	env := map[string]string{"TAKEOUT_DATA_DIR": dir, crashpoint.Variable: spec}
+	maps.Copy(env, sc.always)
+	maps.Copy(env, sc.once)
+	p := startProcess(t, "embedded", env)
+	s := onData(p)
+	s.broker, s.cfg.DataDir = "embedded:", dir
+	s.payment, s.points = "sqlite:"+filepath.Join(dir, "payment.db"), "sqlite:"+filepath.Join(dir, "points.db")
+	return s, p
+}
+
+// The first order keeps the database busy until the others have come, which are then stored together.
+func TestProcessThatDiesWhileItStoresManyOrdersTogetherLosesNothingAndDoublesNothing(t *testing.T) {
+	t.Parallel()
+	for point, spec := range map[string]string{
+		"order.place/after-answer":  "order.place/before-commit:1:stop=1s,order.place/after-answer:3",
+		"order.place/before-commit": "order.place/after-answer:1:stop=1s,order.place/before-commit:3",
+		"order.place/after-commit":  "order.place/after-answer:1:stop=1s,order.place/after-commit:8",
+	} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			sc := sceneOf(point)
+			sc.orders = 40
+			s, p := embeddedAt(t, spec, sc)
+			s.survives(t, p, point, "meal-", sc)
 		})
 	}
 }

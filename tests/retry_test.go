@@ -329,7 +329,7 @@ func failed(id string) app.Failure {
 
 func readRetries(t testing.TB, s *orderStore) (<-chan *message.Message, *sqlqueue.Reader) {
 	t.Helper()
-	r := s.Retries("order.test", 20*time.Millisecond, 100*time.Millisecond, slog.New(slog.DiscardHandler))
+	r := s.Retries("order.test", 100*time.Millisecond, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { _ = r.Close() })
 	messages, err := r.Subscribe(context.Background(), "")
 	require.NoError(t, err)

@@ -222,6 +222,7 @@ func (trap *commitTrap) wait(t testing.TB) {
 // statements by which a transaction is known.
 const (
 	storesOrder    = "INSERT INTO order_info"
+	storesOrders   = "0), ('" // between two rows of order_info, which end with the points
 	storesDispatch = "INSERT INTO platoon"
 	marksOrder     = "UPDATE order_info SET status"
 )
@@ -268,6 +269,48 @@ func TestOrderWhoseCommitWasLostIsPlacedOnceAndAnswered201(t *testing.T) {
 				s.holdsNothingElse(t, placed)
 			})
 		}
+	}
+}
+
+// A transaction of many orders is one COMMIT, and each client has its own answer.
+func TestOrdersWhoseOneCommitWasLostAreEachPlacedOnceAndAnswered201(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []commitFault{notExecuted, answerLost} {
+		t.Run(fault.String(), func(t *testing.T) {
+			t.Parallel()
+			s, orders := behindCommits(t)
+			trap := orders.arm(commitTrap{fault: fault, statement: storesOrders})
+			var clients sync.WaitGroup
+			var mu sync.Mutex
+			bodies := map[string]string{} // of the answers, by key
+			for c := range 20 {
+				clients.Go(func() {
+					for i := 0; ; i++ {
+						key := fmt.Sprintf("key-%d-%d", c, i)
+						a, err := send(http.MethodPost, s.api+"/v1/orders", goodOrder, "Idempotency-Key", key)
+						if err != nil || a.status != http.StatusCreated || a.header.Get("Idempotent-Replayed") != "" {
+							t.Errorf("%v %s: the client sent it once", err, a)
+							return
+						}
+						mu.Lock()
+						bodies[key] = string(a.body)
+						mu.Unlock()
+						select {
+						case <-trap.sprung:
+							return
+						default:
+						}
+					}
+				})
+			}
+			trap.wait(t)
+			clients.Wait()
+			for key, body := range bodies {
+				require.Equal(t, body, string(s.placeUnder(t, key, goodOrder).body))
+			}
+			s.awaitAllDispatched(t, len(bodies))
+			s.holdsNothingElse(t, len(bodies))
+		})
 	}
 }
 

@@ -13,8 +13,13 @@ import (
 	"takeout/crashpoint"
 )
 
-// ackDelay is how long the ack of a delivery may wait for an unfinished one before it, so that one ack settles both.
-const ackDelay = 5 * time.Millisecond
+const (
+	// ackDelay is how long the ack of a delivery may wait for others, so that one ack settles them all. A delivery that
+	// waits for its ack takes room of the prefetch, and is repeated if this process dies.
+	ackDelay = 5 * time.Millisecond
+	// ackPart is the part of the prefetch that is acked at once when it is finished.
+	ackPart = 8
+)
 
 // Why the context of a message ends before the message is settled.
 var (
@@ -40,7 +45,7 @@ type consumption struct {
 	outcomes chan outcome
 	held     []hold // nacked deliveries, the oldest first
 
-	late     *time.Timer // for the stragglers' acks
+	late     *time.Timer // for acks that wait
 	lateSet  bool
 	giveBack *time.Timer // for the first of held
 	retry    *time.Timer // for sources without a consumer
@@ -139,7 +144,7 @@ func (c *consumption) run() error {
 		case o := <-c.outcomes:
 			c.note(o)
 		case <-c.late.C:
-			c.ackStragglers()
+			c.ackAll()
 		case <-c.giveBack.C:
 			c.returnHeld(time.Now())
 		case <-c.retry.C:
@@ -174,6 +179,9 @@ func (c *consumption) receive(from *source, d amqp.Delivery, ok bool) {
 		msg.Metadata[app.MetadataUndeliverable] = undeliverable(d, c.config.DeliveryLimit)
 	}
 	ctx, end := context.WithCancel(c.messages)
+	if d.Redelivered {
+		ctx = app.Apart(ctx)
+	}
 	msg.SetContext(ctx)
 	c.offered = &delivered{d.DeliveryTag, msg, end}
 }
@@ -219,14 +227,15 @@ func (c *consumption) note(o outcome) {
 			more = false
 		}
 	}
-	c.ackPrefix()
+	c.ackSoon()
 }
 
 // Errors of acks and nacks need no handling: they only come from a channel that is closed, and run sees that.
 
-func (c *consumption) ackPrefix() {
-	if last := c.ledger.prefix(); last != 0 {
-		c.ack(last, true)
+// ackSoon acks many deliveries at once, and few a little later.
+func (c *consumption) ackSoon() {
+	if c.ledger.waiting > c.config.Prefetch/ackPart {
+		c.ackPrefix()
 	}
 	if c.ledger.waiting > 0 && !c.lateSet {
 		c.late.Reset(ackDelay)
@@ -234,8 +243,16 @@ func (c *consumption) ackPrefix() {
 	}
 }
 
-func (c *consumption) ackStragglers() {
+func (c *consumption) ackPrefix() {
+	if last := c.ledger.prefix(); last != 0 {
+		c.ack(last, true)
+	}
+}
+
+// ackAll acks whatever is finished.
+func (c *consumption) ackAll() {
 	c.lateSet = false
+	c.ackPrefix()
 	for _, tag := range c.ledger.stragglers() {
 		c.ack(tag, false)
 	}
@@ -257,7 +274,7 @@ func (c *consumption) returnHeld(now time.Time) {
 	if len(c.held) > 0 {
 		c.giveBack.Reset(c.held[0].due.Sub(now))
 	}
-	c.ackPrefix()
+	c.ackSoon()
 }
 
 func (c *consumption) requeue(tag uint64) {
@@ -305,7 +322,7 @@ func (c *consumption) drain() error {
 		case o := <-c.outcomes:
 			c.note(o)
 		case <-c.late.C:
-			c.ackStragglers()
+			c.ackAll()
 		case err := <-c.closed:
 			return c.lost(err)
 		case <-c.session.dead:
@@ -333,8 +350,7 @@ func (c *consumption) stop(from *source) {
 
 // close settles what is finished and closes the channel, which returns the rest to the queue.
 func (c *consumption) close(cause error) {
-	c.ackPrefix()
-	c.ackStragglers()
+	c.ackAll()
 	// The answer tells that the acks, which are sent before it, have arrived.
 	_ = c.session.call(c.channel.Close)
 	c.end(cause)

@@ -216,8 +216,8 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 			}
 			// The handshake has no context: without this, closing would wait for a silent server.
 			stopWatching = context.AfterFunc(ctx, func() { raw.Close() })
-			s.raw = raw
-			return deadlineConn{raw, min(writeTimeout, cfg.ConfirmTimeout)}, raw.SetDeadline(time.Now().Add(timeout))
+			s.raw = newGatheringConn(raw, min(writeTimeout, cfg.ConfirmTimeout), s.fail)
+			return s.raw, raw.SetDeadline(time.Now().Add(timeout))
 		},
 	})
 	if !stopWatching() && err == nil {
@@ -340,20 +340,6 @@ func (s *session) call(f func() error) error {
 	})
 	defer overdue.Stop()
 	return f()
-}
-
-// deadlineConn gives every write a deadline. amqp091 has none and holds a lock meanwhile, so that a broker which
-// stops reading would stop every publisher for ever (rabbitmq/amqp091-go#111, #288).
-type deadlineConn struct {
-	net.Conn
-	timeout time.Duration
-}
-
-func (c deadlineConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
 }
 
 // backoff is how long to wait before trying again.

@@ -223,10 +223,11 @@ func (b *Broker) publish(group []publishing) {
 	errs := make([]error, len(group))
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	var filled []string
 	err := b.bind(ctx)
 	if err == nil {
-		err = b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
-			err := b.insert(ctx, tx, group, errs)
+		err = b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+			filled, err = b.insert(ctx, tx, group, errs)
 			crashpoint.Here("sqlbroker/before-commit")
 			return err
 		})
@@ -239,13 +240,16 @@ func (b *Broker) publish(group []publishing) {
 		}
 		return
 	}
-	b.bell.Ring()
+	if len(filled) > 0 {
+		b.bell.Ring(filled...)
+	}
 	for i, p := range group {
 		p.done <- errors.Join(err, errs[i])
 	}
 }
 
-func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, errs []error) error {
+// insert stores the messages and returns the queues that got some.
+func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, errs []error) (filled []string, err error) {
 	queues := map[string][]string{}
 	var args []any
 	flush := func() error {
@@ -261,11 +265,11 @@ func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, err
 		errs[i] = nil
 		bound, known := queues[p.topic]
 		if !known {
-			var err error
 			if bound, err = b.queuesOf(ctx, tx, p.topic); err != nil {
-				return err
+				return nil, err
 			}
 			queues[p.topic] = bound
+			filled = append(filled, bound...)
 		}
 		if len(bound) == 0 {
 			errs[i] = fmt.Errorf("%w %s", ErrUnroutable, p.topic)
@@ -274,19 +278,19 @@ func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, err
 		for _, msg := range p.messages {
 			metadata, err := json.Marshal(msg.Metadata)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			for _, queue := range bound {
 				args = append(args, queue, msg.UUID, sqldb.NotNull(msg.Payload), metadata)
 			}
 			if len(args) >= 4*200 {
 				if err := flush(); err != nil {
-					return err
+					return nil, err
 				}
 			}
 		}
 	}
-	return flush()
+	return filled, flush()
 }
 
 func (b *Broker) queuesOf(ctx context.Context, tx *sql.Tx, topic string) ([]string, error) {

@@ -28,7 +28,7 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 	}
 	cfg := s.broker.cfg
 	reader := sqlqueue.NewReader(s.broker.db, sqlqueue.Config{
-		Table: "broker_message", Queue: queue, Bell: &s.broker.bell,
+		Table: "broker_message", Queue: queue, Bell: &s.broker.bell, Poll: sqlqueue.SlowPoll,
 		Window: cfg.Prefetch, DeliveryLimit: cfg.DeliveryLimit, Drain: cfg.DrainTimeout,
 		Backoff: func(int) int64 { return cfg.NackDelay.Microseconds() },
 	}, s.broker.logger.With("queue", queue))

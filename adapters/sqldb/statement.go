@@ -1,6 +1,15 @@
 package sqldb
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
+
+// Insert returns the statement that inserts n rows into the columns of table.
+func Insert(table, columns string, n int) string {
+	row := "(?" + strings.Repeat(", ?", strings.Count(columns, ",")) + ")"
+	return "INSERT INTO " + table + " (" + columns + ") VALUES " + row + strings.Repeat(", "+row, n-1)
+}
 
 // DeleteByID returns the statement that deletes from table the n rows whose ids are its arguments.
 func (d Dialect) DeleteByID(table string, n int) string {
@@ -44,6 +53,37 @@ func (d Dialect) DeleteOldest(table, key, where, by string) string {
 // the table is tiny, as they do of a queue, and then waits for rows that another process has locked.
 func ids(n int) string {
 	return "(SELECT ? AS id" + strings.Repeat(" UNION ALL SELECT ?", n-1) + ") ids"
+}
+
+// UpdateRows returns the statement that gives n rows of table values in these columns, each its own. Its arguments are, one
+// row after the other, the row's id and its values.
+func (d Dialect) UpdateRows(table string, columns []string, n int) string {
+	var set, row strings.Builder
+	separator := " SET "
+	if d.Engine == "sqlite" {
+		for i, column := range columns {
+			fmt.Fprintf(&set, "%s%s = v.column%d", separator, column, i+2)
+			separator = ", "
+		}
+		tuple := "(?" + strings.Repeat(", ?", len(columns)) + ")"
+		return "UPDATE " + table + set.String() + " FROM (VALUES " + tuple + strings.Repeat(", "+tuple, n-1) + ") v WHERE " + table + ".id = v.column1"
+	}
+	for _, column := range columns {
+		fmt.Fprintf(&set, "%st.%s = v.%s", separator, column, column)
+		fmt.Fprintf(&row, ", ? AS %s", column)
+		separator = ", "
+	}
+	return "UPDATE (SELECT ? AS id" + row.String() + strings.Repeat(" UNION ALL SELECT ?"+strings.Repeat(", ?", len(columns)), n-1) +
+		") v STRAIGHT_JOIN " + table + " t ON t.id = v.id" + set.String()
+}
+
+// Force follows a table's name, and makes MySQL find rows by this index, and so lock them in its order and no others:
+// while its statistics say that the table is tiny, it reads the whole of it.
+func (d Dialect) Force(index string) string {
+	if d.Engine == "sqlite" {
+		return ""
+	}
+	return " FORCE INDEX (" + index + ")"
 }
 
 // NotNull keeps an empty value from being stored as NULL.

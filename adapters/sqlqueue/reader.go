@@ -36,12 +36,12 @@ type Config struct {
 	Columns []string                                                   // further columns to read
 	Context func(ctx context.Context, values []string) context.Context // puts their values, empty for NULL, into a message's context
 
-	Bell  *Bell                           // rung in this process when rows are committed
+	Bell  *Bell                           // of the table: all its readers in this process share it
 	Ready func(ctx context.Context) error // waits until messages can be handled; nil if they always can
 
 	Window        int                      // the most messages in flight, 1000 if zero
 	Lease         time.Duration            // 10 s if zero; renewed while a message is in flight
-	Poll          time.Duration            // how long to wait for the bell at most, 250 ms if zero
+	Poll          time.Duration            // how long a row may stay unnoticed for which nobody rings here, 250 ms if zero
 	Drain         time.Duration            // how long messages in flight may take when closing, 20 s if zero
 	Backoff       func(attempts int) int64 // how long a nacked row rests, in microseconds; a quickly growing time if nil
 	DeliveryLimit int                      // attempts after which a message is undeliverable, no limit if zero
@@ -73,8 +73,17 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// batch is the most rows that one statement takes or settles.
-const batch = 500
+// SlowPoll is the Poll of tables whose rows are rung for where they are committed, as long as one process does everything.
+const SlowPoll = 2 * time.Second
+
+const (
+	// batch is the most rows that one statement takes or settles.
+	batch = 500
+	// firstLook is how soon a reader that found nothing looks again. Each further time it waits twice as long.
+	firstLook = 10 * time.Millisecond
+	// settleDelay is how long a settled row may wait for others, so that one statement is for all. Nobody waits for it.
+	settleDelay = 5 * time.Millisecond
+)
 
 // Reader implements message.Subscriber. The topic of Subscribe names nothing: the Config says which rows are read.
 type Reader struct {
@@ -195,10 +204,10 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 		if free == 0 {
 			return
 		}
-		heard := s.cfg.Bell.Heard()
-		rows, err := s.claim(taking, free, pause > 0)
+		heard := s.cfg.Bell.Heard(s.cfg.Queue)
+		rows, err := s.claim(taking, free)
 		if err == nil && trouble {
-			trouble = false
+			trouble, pause = false, 0
 			s.logger.Info("the queue can be read again")
 		}
 		if len(rows) > 0 {
@@ -222,20 +231,38 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 				s.logger.Warn("the queue cannot be read; trying until it can", "error", err)
 			}
 			pause = min(max(2*pause, 100*time.Millisecond), 5*time.Second)
-		case len(rows) == free:
-			pause = 0
-			continue
-		case len(rows) > 0:
-			pause = 10 * time.Millisecond
-		default:
-			pause = min(max(2*pause, 10*time.Millisecond), s.cfg.Poll)
+			select {
+			case <-taking.Done():
+				return
+			case <-time.After(pause):
+			}
+		case len(rows) < free:
+			s.await(taking, heard)
 		}
-		select {
-		case <-taking.Done():
-			return
-		case <-heard:
-		case <-time.After(pause):
+	}
+}
+
+// await waits until somebody rings, and looks by itself the less often the longer nobody does.
+func (s *subscription) await(taking context.Context, heard <-chan struct{}) {
+	for pause := min(firstLook, s.cfg.Poll); ; {
+		wait := pause
+		for wait > 0 {
+			timer := time.NewTimer(wait)
+			select {
+			case <-taking.Done():
+				timer.Stop()
+				return
+			case <-heard:
+				timer.Stop()
+				return
+			case <-timer.C:
+			}
+			var err error
+			if wait, err = s.cfg.Bell.look(taking, s.Reader, pause); err != nil {
+				return // taking rows meets the same, and says it
+			}
 		}
+		pause = min(2*pause, s.cfg.Poll)
 	}
 }
 
@@ -275,6 +302,9 @@ func (s *subscription) handOut(taking, handling context.Context, r row, inFlight
 	}
 	if s.cfg.Context != nil {
 		handling = s.cfg.Context(handling, r.further)
+	}
+	if r.attempts > 1 {
+		handling = app.Apart(handling)
 	}
 	ctx, done := context.WithCancel(handling)
 	msg.SetContext(ctx)
@@ -317,15 +347,24 @@ func (s *subscription) settle(stop <-chan struct{}) {
 				return
 			}
 		}
+		others := time.NewTimer(settleDelay)
 	more:
 		for len(outcomes) < batch {
 			select {
 			case o := <-s.settled:
 				outcomes = append(outcomes, o)
-			default:
+			case <-others.C:
 				break more
+			case <-stop: // all that will ever come is there
+				select {
+				case o := <-s.settled:
+					outcomes = append(outcomes, o)
+				default:
+					break more
+				}
 			}
 		}
+		others.Stop()
 		s.settleBatch(outcomes, stop)
 		s.mu.Lock()
 		for _, o := range outcomes {
@@ -357,6 +396,7 @@ func (s *subscription) settleBatch(outcomes []outcome, stop <-chan struct{}) {
 			rest = s.cfg.Backoff(attempts)
 		}
 		s.exec(s.db.UpdateByID(s.cfg.Table, fmt.Sprintf("available_at = %s + %d", s.db.Now, rest), len(ids)), ids, stop)
+		s.cfg.Bell.RingIn(time.Duration(rest)*time.Microsecond, s.cfg.Queue)
 	}
 	s.cfg.OnSettled(len(acked), len(outcomes)-len(acked))
 }
@@ -456,25 +496,14 @@ func (s *subscription) renew(stop <-chan struct{}) {
 	}
 }
 
-// claim takes up to limit rows that are available, lowest id first. When nothing is expected it looks before it
-// locks, which costs an idle database the least.
-func (s *subscription) claim(ctx context.Context, limit int, idle bool) ([]row, error) {
+// claim takes up to limit rows that are available, lowest id first.
+func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 	where, args := "available_at <= "+s.db.Now, []any{}
 	if s.cfg.Queue != "" {
 		where, args = where+" AND queue = ?", append(args, s.cfg.Queue)
 	}
 	columns := strings.Join(append([]string{"id, uuid, payload, metadata, attempts"}, s.cfg.Columns...), ", ")
 	lease := fmt.Sprintf("attempts = attempts + 1, available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
-	if idle {
-		var one int
-		err := s.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM "+s.cfg.Table+" WHERE "+where+" LIMIT 1", args...).Scan(&one)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, s.db.Error(err)
-		}
-	}
 	args = append(args, limit)
 	if s.db.Engine == "sqlite" {
 		rows, err := s.scan(s.db.Writer().QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+

@@ -21,13 +21,19 @@ type dispatches struct {
 const dispatchColumns = "orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at, delivered_at, released_at"
 
 func (r dispatches) Add(ctx context.Context, d dispatch.Dispatch) error {
-	_, err := r.q.ExecContext(ctx, "INSERT INTO platoon ("+dispatchColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		d.Job.OrderID.String(), nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.Money.Amount(), d.Job.Money.Currency(),
-		d.Job.PlacedAt, d.Job.OrderVersion, nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt))
+	_, err := r.q.ExecContext(ctx, "INSERT INTO platoon ("+dispatchColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", dispatchValues(d)...)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "dispatched_before", "order %s has a dispatch", d.Job.OrderID)
 	}
 	return err
+}
+
+// dispatchValues are the values of dispatchColumns.
+func dispatchValues(d dispatch.Dispatch) []any {
+	return []any{
+		d.Job.OrderID.String(), nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.Money.Amount(), d.Job.Money.Currency(),
+		d.Job.PlacedAt, d.Job.OrderVersion, nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt),
+	}
 }
 
 func (r dispatches) Get(ctx context.Context, id order.ID) (dispatch.Dispatch, error) {
@@ -204,11 +210,13 @@ func (r couriers) Take(ctx context.Context) (dispatch.CourierID, error) {
 			return dispatch.CourierID{}, err
 		}
 		if taken {
-			return dispatch.ParseCourierID(c.id)
+			return c.ID(), nil
 		}
 	}
-	return dispatch.CourierID{}, domain.Errorf(domain.Exhausted, "no_courier", "no courier on duty has room for one more order")
+	return dispatch.CourierID{}, errNoCourier
 }
+
+var errNoCourier = domain.Errorf(domain.Exhausted, "no_courier", "no courier on duty has room for one more order")
 
 // TakeMany locks in the order of the rows, so that two who do so at once do not end in a deadlock.
 func (r couriers) TakeMany(ctx context.Context, orders int) ([]dispatch.CourierID, error) {
@@ -282,22 +290,18 @@ func (r couriers) Count(ctx context.Context, id dispatch.CourierID, orders int) 
 	return err
 }
 
-type candidate struct {
-	id      string
-	limited bool
-}
-
-func (r couriers) candidates(ctx context.Context) ([]candidate, error) {
-	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, capacity > 0 FROM courier WHERE on_duty = 1 AND "+
+// candidates are those who have room for an order that did not wait.
+func (r couriers) candidates(ctx context.Context) ([]dispatch.Courier, error) {
+	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, name, on_duty, capacity, active FROM courier WHERE on_duty = 1 AND "+
 		"(capacity = 0 OR active < capacity AND NOT EXISTS (SELECT 1 FROM platoon WHERE state = 'waiting'))")
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var all []candidate
+	var all []dispatch.Courier
 	for rows.Next() {
-		var c candidate
-		if err := rows.Scan(&c.id, &c.limited); err != nil {
+		c, err := scanCourier(rows)
+		if err != nil {
 			return nil, err
 		}
 		all = append(all, c)
@@ -305,10 +309,10 @@ func (r couriers) candidates(ctx context.Context) ([]candidate, error) {
 	return all, rows.Err()
 }
 
-func (r couriers) take(ctx context.Context, c candidate) (bool, error) {
-	if c.limited {
+func (r couriers) take(ctx context.Context, c dispatch.Courier) (bool, error) {
+	if c.Capacity() > 0 {
 		result, err := r.q.ExecContext(ctx,
-			"UPDATE courier SET active = active + 1 WHERE courier_id = ? AND on_duty = 1 AND capacity > active", c.id)
+			"UPDATE courier SET active = active + 1 WHERE courier_id = ? AND on_duty = 1 AND capacity > active", c.ID().String())
 		if err != nil {
 			return false, err
 		}
@@ -317,7 +321,7 @@ func (r couriers) take(ctx context.Context, c candidate) (bool, error) {
 	}
 	var one int
 	err := r.q.QueryRowContext(ctx,
-		"SELECT 1 FROM courier WHERE courier_id = ? AND on_duty = 1 AND capacity = 0"+r.db.ForShare, c.id).Scan(&one)
+		"SELECT 1 FROM courier WHERE courier_id = ? AND on_duty = 1 AND capacity = 0"+r.db.ForShare, c.ID().String()).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}

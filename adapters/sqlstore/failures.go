@@ -40,7 +40,7 @@ func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after tim
 	if err != nil {
 		return err
 	}
-	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, metadata, "+
 			"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+m.db.Now+" + ?)",
 			f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
@@ -54,13 +54,17 @@ func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after tim
 		return history{tx}.Add(ctx, f.OrderID, "attempt_failed",
 			fmt.Sprintf("%s: message %s failed, and is tried again in %s: %s", f.Consumer, f.MessageID, after, f.Error))
 	})
+	if err == nil {
+		m.retryBell.RingIn(after, f.Consumer)
+	}
+	return err
 }
 
 // Retries returns a reader of the messages of the consumer that wait for their next attempt. Which retry a message is
-// is in its context. poll is how often it looks, drain how long messages in flight may take when it closes.
-func (m *Messages) Retries(consumer string, poll, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
+// is in its context. drain is how long messages in flight may take when it closes.
+func (m *Messages) Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
 	return sqlqueue.NewReader(m.db, sqlqueue.Config{
-		Table: "retry", Queue: consumer, Bell: &m.retryBell, Poll: poll, Drain: drain, Window: retryWindow, DeliveryLimit: retryLimit,
+		Table: "retry", Queue: consumer, Bell: &m.retryBell, Poll: sqlqueue.SlowPoll, Drain: drain, Window: retryWindow, DeliveryLimit: retryLimit,
 		Columns: []string{"tier", "failure_id", "batch"}, Context: withRetry,
 	}, logger.With("queue", consumer))
 }

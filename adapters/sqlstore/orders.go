@@ -21,12 +21,22 @@ type orders struct {
 const orderColumns = "orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at, delivered_at, cancelled_at, cancel_reason, points"
 
 func (r orders) Add(ctx context.Context, o *order.Order) error {
-	s := o.Snapshot()
-	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info ("+orderColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-		s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version, nullString(s.CourierID),
-		nullTime(s.AssignedAt), s.PlacedAt, nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points)
+	return r.AddMany(ctx, []*order.Order{o})
+}
+
+func (r orders) AddMany(ctx context.Context, many []*order.Order) error {
+	if len(many) == 0 {
+		return nil
+	}
+	args := make([]any, 0, 13*len(many))
+	for _, o := range many {
+		s := o.Snapshot()
+		args = append(args, s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version, nullString(s.CourierID),
+			nullTime(s.AssignedAt), s.PlacedAt, nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points)
+	}
+	_, err := r.q.ExecContext(ctx, sqldb.Insert("order_info", orderColumns, len(many)), args...)
 	if r.db.IsDuplicate(err) {
-		return domain.Errorf(domain.Conflict, "order_id_taken", "order %s exists", s.ID)
+		return domain.Errorf(domain.Conflict, "order_id_taken", "an order with this id exists")
 	}
 	return err
 }
@@ -53,11 +63,19 @@ func (r orders) Update(ctx context.Context, id order.ID, change func(*order.Orde
 	}
 	s := o.Snapshot()
 	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?, version = ?, courier_id = ?, assigned_at = ?, "+
-		"delivered_at = ?, cancelled_at = ?, cancel_reason = ?, points = ? WHERE orderId = ?",
-		s.Status.String(), s.Version, nullString(s.CourierID), nullTime(s.AssignedAt),
-		nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points, s.ID.String())
+		"delivered_at = ?, cancelled_at = ?, cancel_reason = ?, points = ? WHERE orderId = ?", append(changeable(s), s.ID.String())...)
 	return err
 }
+
+// changeable are the values of an order that may change, in the order of changeableColumns.
+func changeable(s order.Snapshot) []any {
+	return []any{
+		s.Status.String(), s.Version, nullString(s.CourierID), nullTime(s.AssignedAt),
+		nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points,
+	}
+}
+
+var changeableColumns = []string{"status", "version", "courier_id", "assigned_at", "delivered_at", "cancelled_at", "cancel_reason", "points"}
 
 func (r orders) List(ctx context.Context, q order.Query) (order.Page, error) {
 	query, args := "SELECT id, "+orderColumns+" FROM order_info WHERE 1 = 1", []any{}
@@ -89,7 +107,7 @@ func (r orders) List(ctx context.Context, q order.Query) (order.Page, error) {
 }
 
 // scanOrder reads orderColumns, after those that the caller wants to read before them.
-func scanOrder(row interface{ Scan(...any) error }, before ...any) (*order.Order, error) {
+func scanOrder(row scanner, before ...any) (*order.Order, error) {
 	var (
 		s                    order.Snapshot
 		id, currency, status string
@@ -128,8 +146,20 @@ type answers struct {
 }
 
 func (r answers) Add(ctx context.Context, a app.Answer) error {
-	_, err := r.q.ExecContext(ctx, "INSERT INTO idempotency_answer (request_key, fingerprint, orderId, body, created_at) VALUES (?, ?, ?, ?, ?)",
-		[]byte(a.Key), a.Fingerprint[:], a.OrderID.String(), a.Body, now())
+	return r.AddMany(ctx, []app.Answer{a})
+}
+
+func (r answers) AddMany(ctx context.Context, many []app.Answer) error {
+	if len(many) == 0 {
+		return nil
+	}
+	created := now()
+	args := make([]any, 0, 5*len(many))
+	for i := range many {
+		a := &many[i]
+		args = append(args, []byte(a.Key), a.Fingerprint[:], a.OrderID.String(), a.Body, created)
+	}
+	_, err := r.q.ExecContext(ctx, sqldb.Insert("idempotency_answer", "request_key, fingerprint, orderId, body, created_at", len(many)), args...)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "idempotency_key_used", "the Idempotency-Key was used before")
 	}
@@ -160,9 +190,19 @@ func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
 	return a, nil
 }
 
-func nullString(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
+func nullString(s string) any {
+	if s == "" {
+		return nil
+	}
+	return s
+}
 
-func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+func nullTime(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t
+}
 
 func utc(t sql.NullTime) time.Time {
 	if !t.Valid {

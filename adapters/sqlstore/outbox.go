@@ -3,10 +3,8 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"log/slog"
-	"strings"
 	"time"
 
 	wsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
@@ -14,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 
+	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
 	"takeout/domain/event"
 )
@@ -28,25 +27,36 @@ type outbox struct {
 	used bool
 }
 
-// Publish implements app.Outbox.
+// Publish implements app.Outbox. It needs one statement for all events that have the same key and follow each other.
 func (o *outbox) Publish(ctx context.Context, events ...event.Event) error {
-	for _, e := range events {
-		msg, err := NewMessage(e, o.keys)
-		if err != nil {
-			return err
+	for len(events) > 0 {
+		n := 1
+		for n < len(events) && events[n].Key() == events[0].Key() {
+			n++
 		}
-		msg.SetContext(ctx)
-		table, err := wsql.NewPublisher(executor{o.tx}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{msg.UUID, e}}, nil)
-		if err != nil {
-			return err
-		}
-		enveloped := forwarder.NewPublisher(table, forwarder.PublisherConfig{ForwarderTopic: OutboxTopic})
-		if err := enveloped.Publish(e.Key(), msg); err != nil {
+		if err := o.publish(ctx, events[0].Key(), events[:n]); err != nil {
 			return err
 		}
 		o.used = true
+		events = events[n:]
 	}
 	return nil
+}
+
+func (o *outbox) publish(ctx context.Context, key string, events []event.Event) error {
+	messages := make([]*message.Message, len(events))
+	for i, e := range events {
+		var err error
+		if messages[i], err = NewMessage(e, o.keys); err != nil {
+			return err
+		}
+		messages[i].SetContext(ctx)
+	}
+	table, err := wsql.NewPublisher(executor{o.tx}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{messages, events}}, nil)
+	if err != nil {
+		return err
+	}
+	return forwarder.NewPublisher(table, forwarder.PublisherConfig{ForwarderTopic: OutboxTopic}).Publish(key, messages...)
 }
 
 // NewMessage returns the event as the message that announces it, under a new id, and signed if there is a key.
@@ -81,28 +91,20 @@ func (e executor) QueryContext(ctx context.Context, query string, args ...any) (
 // a JSON column rewrites the bytes, and signatures would break. It is not for watermill-sql's Subscriber, whose
 // locking read stops new orders while the broker is away, and whose adapters lose rows; a sqlqueue.Reader reads.
 type outboxSchema struct {
-	eventID string
-	event   event.Event
+	messages []*message.Message // as they are before they are enveloped
+	events   []event.Event
 }
 
 // InsertQuery implements wsql.SchemaAdapter.
 func (s outboxSchema) InsertQuery(p wsql.InsertQueryParams) (wsql.Query, error) {
 	created := now()
-	args := make([]any, 0, 7*len(p.Msgs))
-	for _, msg := range p.Msgs {
-		var metadata []byte
-		if len(msg.Metadata) > 0 {
-			var err error
-			if metadata, err = json.Marshal(msg.Metadata); err != nil {
-				return wsql.Query{}, err
-			}
-		}
-		args = append(args, msg.UUID, []byte(msg.Payload), metadata, created, s.eventID, s.event.Key(), s.event.Subject())
+	args := make([]any, 0, 6*len(p.Msgs))
+	for i, msg := range p.Msgs { // envelopes, which have no metadata of their own
+		args = append(args, msg.UUID, []byte(msg.Payload), created, s.messages[i].UUID, s.events[i].Key(), s.events[i].Subject())
 	}
 	return wsql.Query{
-		Query: "INSERT INTO outbox (uuid, payload, metadata, created_at, event_id, event_key, order_id) VALUES (?, ?, ?, ?, ?, ?, ?)" +
-			strings.Repeat(", (?, ?, ?, ?, ?, ?, ?)", len(p.Msgs)-1),
-		Args: args,
+		Query: sqldb.Insert("outbox", "uuid, payload, created_at, event_id, event_key, order_id", len(p.Msgs)),
+		Args:  args,
 	}, nil
 }
 

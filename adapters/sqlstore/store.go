@@ -40,7 +40,7 @@ type Store[T any] struct {
 type Messages struct {
 	db        *sqldb.DB
 	bell      sqlqueue.Bell // rung when rows were committed to the outbox
-	retryBell sqlqueue.Bell // rung when a person asked for retries
+	retryBell sqlqueue.Bell // rung when the time of retries has come
 }
 
 // querier is a transaction, or the pool when there is none.
@@ -156,26 +156,24 @@ func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSch
 // InTx implements app.Store.
 func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
 	var out *outbox
-	d, delivered := app.DeliveryFrom(ctx)
+	delivered := app.DeliveriesFrom(ctx)
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		out = &outbox{tx: tx, keys: s.keys}
-		if delivered {
-			crashpoint.In(d.Consumer, "before-inbox")
-			if err := recordDelivery(ctx, s.db, tx, d); err != nil {
-				return err
-			}
-			crashpoint.In(d.Consumer, "after-inbox")
+		reached(delivered, "before-inbox")
+		if err := record(ctx, s.db, tx, delivered); err != nil {
+			return err
 		}
+		reached(delivered, "after-inbox")
 		err := fn(ctx, s.bind(tx, out))
 		if err == nil {
-			crashpoint.In(d.Consumer, "before-commit")
+			reached(delivered, "before-commit")
 		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	crashpoint.In(d.Consumer, "after-commit")
+	reached(delivered, "after-commit")
 	if out.used {
 		s.bell.Ring()
 	}
@@ -185,6 +183,13 @@ func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) 
 // View implements app.Store.
 func (s *Store[T]) View(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
 	return s.db.Error(fn(ctx, s.bind(s.db.Reader(), nil)))
+}
+
+// reached says that each of the deliveries has come to this point of its handling.
+func reached(delivered []app.Delivery, phase string) {
+	for _, d := range delivered {
+		crashpoint.In(d.Consumer, phase)
+	}
 }
 
 // recordDelivery writes the inbox row of the delivery. The insert waits for a transaction that handles the same

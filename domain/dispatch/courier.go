@@ -100,6 +100,9 @@ type Roster interface {
 	// wait for each other, nor do two that take the same one whose capacity has no limit. Exhausted if there is
 	// nobody. Room that has a limit belongs to the orders that wait, if any do, and is not taken for another one.
 	Take(ctx context.Context) (CourierID, error)
+	// TakeAll is Take for so many orders, all or none: it is Exhausted as well if there is not room for all of them. It
+	// spreads the orders evenly.
+	TakeAll(ctx context.Context, orders int) ([]CourierID, error)
 	// TakeMany picks couriers for so many orders that wait, or for as many as there is room, and counts them. It
 	// spreads the orders evenly, and keeps everybody who has room as they are until the transaction ends.
 	TakeMany(ctx context.Context, orders int) ([]CourierID, error)

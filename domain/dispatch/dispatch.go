@@ -134,6 +134,9 @@ func micro(at time.Time) time.Time { return at.UTC().Truncate(time.Microsecond) 
 type Repository interface {
 	// Add stores the dispatch of an order. Conflict if the order has one.
 	Add(ctx context.Context, d Dispatch) error
+	// AddMany stores dispatches of different orders, all or none. Conflict if one of the orders has a dispatch. Two
+	// transactions that do so at once do not wait for each other in a circle.
+	AddMany(ctx context.Context, all []Dispatch) error
 	// Get returns the dispatch of an order. NotFound if there is none.
 	Get(ctx context.Context, id order.ID) (Dispatch, error)
 	// Update locks the dispatch, lets change modify it, and saves it if change reports true. NotFound if there is

@@ -35,12 +35,11 @@ func TypeOf(key string) string { return "takeout." + key + ".v1" }
 // Encode returns the event as CloudEvents JSON. The id names this event for ever: each time it is sent again, it is
 // sent with the same id.
 func Encode(id string, at time.Time, e Event) ([]byte, error) {
-	data, err := json.Marshal(e)
-	if err != nil {
-		return nil, err
-	}
 	service, _, _ := strings.Cut(e.Key(), ".")
-	return json.Marshal(Envelope{
+	return json.Marshal(struct {
+		Envelope
+		Data Event `json:"data"` // in place of the envelope's, which would be encoded first and then checked and copied
+	}{Envelope{
 		SpecVersion:     "1.0",
 		ID:              id,
 		Source:          "/takeout/" + service,
@@ -49,8 +48,7 @@ func Encode(id string, at time.Time, e Event) ([]byte, error) {
 		Time:            at.UTC().Truncate(time.Microsecond),
 		DataContentType: "application/json",
 		OrderVersion:    e.OrderVersion(),
-		Data:            data,
-	})
+	}, e})
 }
 
 // Decode reads an event of type E from a message. messageID is the id that the broker carried beside the body,

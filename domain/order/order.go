@@ -112,6 +112,9 @@ type Snapshot struct {
 	Points       int64     // what paying for it earned
 }
 
+// ID returns the order's id.
+func (o *Order) ID() ID { return o.id }
+
 // Snapshot returns what the order holds now.
 func (o *Order) Snapshot() Snapshot {
 	return Snapshot{o.id, o.name, o.money, o.placedAt, o.status, o.version, o.courierID, o.assigned, o.delivered, o.cancelled, o.reason, o.points}
@@ -230,11 +233,20 @@ type Page struct {
 type Repository interface {
 	// Add stores a new order. Conflict if the id is taken.
 	Add(ctx context.Context, o *Order) error
+	// AddMany stores up to some hundred new orders. Conflict if one of the ids is taken, or comes twice: then the
+	// transaction must not be committed.
+	AddMany(ctx context.Context, many []*Order) error
 	// Get returns the order. NotFound if there is none.
 	Get(ctx context.Context, id ID) (*Order, error)
 	// Update locks the order, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.
 	Update(ctx context.Context, id ID, change func(*Order) (bool, error)) error
+	// GetMany returns those of the orders that are stored, in any order.
+	GetMany(ctx context.Context, ids []ID) ([]*Order, error)
+	// UpdateMany locks the orders, whose ids are distinct, lets change modify one after the other, and saves those for
+	// which it reports true. An error of change ends it. NotFound if one of the orders is not stored. Two transactions
+	// that do so at once do not wait for each other in a circle.
+	UpdateMany(ctx context.Context, ids []ID, change func(*Order) (bool, error)) error
 	// List returns a page of orders, newest first.
 	List(ctx context.Context, q Query) (Page, error)
 }

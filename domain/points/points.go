@@ -49,6 +49,8 @@ func Sum(entries []Entry) int64 {
 type Ledger interface {
 	// Add enters points. Conflict if the order has an entry of this kind.
 	Add(ctx context.Context, e Entry) error
+	// AddMany enters several, all or none. Conflict if one of the orders has an entry of this kind, or two are the same.
+	AddMany(ctx context.Context, all []Entry) error
 	// Entries returns what is entered for an order, the oldest first.
 	Entries(ctx context.Context, id order.ID) ([]Entry, error)
 }

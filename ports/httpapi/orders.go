@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -151,7 +152,8 @@ func (s *server) placeOrder(ctx context.Context, in *placeOrderInput) (*orderOut
 			return nil, s.problem(ctx, err)
 		}
 	}
-	s.logger.Info("order placed", "order_id", placed.Order.ID.String(), "request_id", requestID(ctx), "before", placed.Before)
+	s.logger.LogAttrs(ctx, slog.LevelDebug, "order placed", slog.String("order_id", placed.Order.ID.String()),
+		slog.String("request_id", requestID(ctx)), slog.Bool("before", placed.Before))
 	return out, nil
 }
 
@@ -190,16 +192,17 @@ func (in *placeOrderInput) command() (app.PlaceOrder, error) {
 
 // allOf makes one answer of all that is wrong.
 func allOf(errs ...error) error {
-	p := newProblem(http.StatusUnprocessableEntity, "", "")
+	var wrong []FieldProblem
 	for _, err := range errs {
 		if known, ok := errors.AsType[*domain.Error](err); ok {
-			p.Errors = append(p.Errors, FieldProblem{known.Field, known.Code, known.Message})
+			wrong = append(wrong, FieldProblem{known.Field, known.Code, known.Message})
 		}
 	}
-	if len(p.Errors) == 0 {
+	if len(wrong) == 0 {
 		return nil
 	}
-	p.Code, p.Detail, p.Type = p.Errors[0].Code, p.Errors[0].Detail, problemBase+p.Errors[0].Code
+	p := newProblem(http.StatusUnprocessableEntity, wrong[0].Code, wrong[0].Detail)
+	p.Errors = wrong
 	return p
 }
 

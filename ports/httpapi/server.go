@@ -148,7 +148,7 @@ func requestID(ctx context.Context) string {
 func (s *server) guard(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get("X-Request-Id")
-		if domain.CheckID("request_id", id) != nil {
+		if id == "" || domain.CheckID("request_id", id) != nil {
 			id = "req_" + uuid.Must(uuid.NewV7()).String()
 		}
 		r = r.WithContext(context.WithValue(r.Context(), requestIDKey{}, id))
@@ -181,7 +181,9 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 		defer cancel()
 		r = r.WithContext(ctx)
 		mux.ServeHTTP(&problemWriter{ResponseWriter: w, request: r}, r)
-		s.logger.Debug("request served", "request_id", id, "method", r.Method, "path", r.URL.Path, "took", time.Since(began).String())
+		if s.logger.Enabled(ctx, slog.LevelDebug) {
+			s.logger.Debug("request served", "request_id", id, "method", r.Method, "path", r.URL.Path, "took", time.Since(began).String())
+		}
 	})
 }
 

@@ -162,7 +162,9 @@ func (c *consumer) deduplicate(next message.HandlerFunc) message.HandlerFunc {
 			return nil, err
 		}
 		c.metrics.handled(c.route.Queue, duplicate, time.Since(began))
-		c.logger.Info("event handled", c.about(msg, "duplicate", duplicate, "took", time.Since(began).String())...)
+		if c.logger.Enabled(msg.Context(), slog.LevelDebug) {
+			c.logger.Debug("event handled", c.about(msg, "duplicate", duplicate, "took", time.Since(began).String())...)
+		}
 		return nil, nil
 	}
 }
@@ -185,6 +187,9 @@ func (c *consumer) retry(next message.HandlerFunc) message.HandlerFunc {
 			}
 			_, err := next(msg)
 			class := classify(err)
+			if class != done {
+				msg.SetContext(app.Apart(msg.Context()))
+			}
 			if class != infrastructure {
 				c.pause.over()
 			}

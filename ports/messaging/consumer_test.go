@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,6 +18,7 @@ import (
 
 	"takeout/app"
 	"takeout/domain"
+	"takeout/domain/event"
 )
 
 // record remembers what a consumer stores about messages.
@@ -167,5 +169,187 @@ func TestMessageIsDelayedWhenTheDatabaseIsBack(t *testing.T) {
 		}))
 		require.Equal(t, []string{"delay 1 for 5s"}, failures.stored)
 		require.Equal(t, immediateTries, calls)
+	})
+}
+
+// fates of messages, by the courier that they name
+const (
+	good    = "good"
+	before  = "before" // was handled before
+	wrong   = "wrong"
+	panics  = "panics"
+	early   = "early" // fails the first time that it is handled alone
+	never   = "never" // fails each time
+	goneFor = "gone-for-a-minute"
+	slow    = "slow"
+)
+
+// counter is a use case that can handle many at once, and counts the effects.
+type counter struct {
+	mu      sync.Mutex
+	began   time.Time
+	gate    chan struct{} // slow ones wait for it
+	effects map[string]int
+	alone   map[string]int // how often each was handled alone
+	batches [][]string     // of orders that were to be handled together
+
+	meanwhile func() // is called when all others wait; nil if nothing happens meanwhile
+}
+
+func (c *counter) one(_ context.Context, e event.DispatchAssigned) error {
+	if e.CourierID == slow {
+		<-c.gate
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.alone[e.OrderID]++
+	switch {
+	case e.CourierID == before:
+		return app.ErrDuplicate
+	case e.CourierID == wrong:
+		return domain.Errorf(domain.Invalid, "wrong", "wrong")
+	case e.CourierID == panics:
+		panic("boom")
+	case e.CourierID == early && c.alone[e.OrderID] == 1, e.CourierID == never:
+		return domain.Errorf(domain.NotFound, "order_not_found", "early")
+	case e.CourierID == goneFor && time.Since(c.began) < time.Minute:
+		return domain.Errorf(domain.Unavailable, "database_unavailable", "away")
+	}
+	c.effects[e.OrderID]++
+	return nil
+}
+
+func (c *counter) many(ctx context.Context, all []event.DispatchAssigned) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var orders []string
+	for i, e := range all {
+		orders = append(orders, e.OrderID)
+		if d := app.DeliveriesFrom(ctx)[i]; d.OrderID != e.OrderID || d.Consumer != "q" {
+			return fmt.Errorf("%s is delivered as %v", e.OrderID, d)
+		}
+	}
+	c.batches = append(c.batches, orders)
+	for _, e := range all {
+		switch e.CourierID {
+		case panics:
+			panic("boom")
+		case good:
+		default:
+			return errors.New("not all are good")
+		}
+	}
+	for _, e := range all {
+		c.effects[e.OrderID]++
+	}
+	return nil
+}
+
+// together hands a slow message to a consumer, and then all others, which come while it is being handled. It returns what
+// the handler returned for each.
+func (c *counter) together(t *testing.T, failures app.Failures, contexts map[string]context.Context, fates ...string) map[string]error {
+	t.Helper()
+	c.began, c.gate, c.effects, c.alone = time.Now(), make(chan struct{}), map[string]int{}, map[string]int{}
+	all, err := NewConsumers(Acceptance{Horizon: time.Hour}, []time.Duration{5 * time.Second}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	route := onMany(Order, "q", c.one, c.many)
+	consumer := &consumer{Consumers: all, route: route, failures: failures, pause: pause{logger: all.logger}, logger: all.logger}
+	handle := func(msg *message.Message) ([]*message.Message, error) { return nil, route.handle(msg, "q", all.accept) }
+	for _, around := range slices.Backward(consumer.middlewares()) {
+		handle = around(handle)
+	}
+	var mu sync.Mutex
+	results := map[string]error{}
+	var messages sync.WaitGroup
+	for i, fate := range append([]string{slow}, fates...) {
+		id := fmt.Sprintf("%s-%d", fate, i)
+		body, err := event.Encode(id, time.Now(), event.DispatchAssigned{OrderID: id, CourierID: fate, AssignedAt: time.Now(), Version: 1})
+		require.NoError(t, err)
+		msg := message.NewMessage(id, body)
+		if ctx := contexts[fate]; ctx != nil {
+			msg.SetContext(ctx)
+		}
+		messages.Go(func() {
+			_, err := handle(msg)
+			mu.Lock()
+			defer mu.Unlock()
+			results[id] = err
+		})
+		synctest.Wait() // it is being handled, or waits for its turn
+	}
+	if c.meanwhile != nil {
+		c.meanwhile()
+		synctest.Wait()
+	}
+	close(c.gate)
+	messages.Wait()
+	return results
+}
+
+func TestMessagesHandledTogetherHaveTheFateThatEachHasAlone(t *testing.T) {
+	t.Parallel()
+	for _, company := range [][]string{{}, {before}, {wrong}, {panics}, {early}, {never}, {goneFor}, {before, wrong, panics, early, never}} {
+		t.Run(fmt.Sprint(company), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c, failures := &counter{}, &record{}
+				fates := append([]string{good, good, good}, company...)
+				results := c.together(t, failures, nil, append(fates, good, good)...)
+				for id, err := range results {
+					require.NoError(t, err, "%s is settled", id)
+					fate, _, _ := strings.Cut(id, "-")
+					require.Equal(t, map[string]int{good: 1, slow: 1, early: 1, "gone": 1}[fate], c.effects[id], id)
+					if fate == good && len(company) == 0 {
+						require.Zero(t, c.alone[id], id)
+					}
+				}
+				require.Len(t, results, 6+len(company))
+				require.Len(t, c.batches, 1, "what failed does not spoil it for others again")
+				require.Len(t, c.batches[0], 5+len(company))
+				var want []string
+				for _, fate := range company {
+					switch fate {
+					case wrong:
+						want = append(want, "keep permanent wrong after 1")
+					case panics, never:
+						want = append(want, "delay 1 for 5s")
+					}
+				}
+				require.ElementsMatch(t, want, failures.stored)
+			})
+		})
+	}
+}
+
+func TestWhatIsHandledAgainIsHandledAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, ctx := range []context.Context{
+			app.WithRetry(t.Context(), app.Retry{Tier: 1}), app.WithRetry(t.Context(), app.Retry{FailureID: 1}), app.Apart(t.Context()),
+		} {
+			c := &counter{}
+			c.together(t, &record{}, map[string]context.Context{good: ctx}, good, good, good)
+			require.Empty(t, c.batches)
+			require.Len(t, c.effects, 4)
+		}
+	})
+}
+
+func TestMessageWhoseConnectionIsLostWhileItWaitsForItsTurnGoesBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		failures := &record{}
+		ctx, lose := context.WithCancelCause(t.Context())
+		c := &counter{meanwhile: func() { lose(errors.New("the connection is lost")) }}
+		for id, err := range c.together(t, failures, map[string]context.Context{good: ctx}, good, early) {
+			if strings.HasPrefix(id, good) {
+				require.ErrorIs(t, err, context.Canceled)
+				require.Zero(t, c.effects[id])
+				continue
+			}
+			require.NoError(t, err, id)
+			require.Equal(t, 1, c.effects[id])
+		}
+		require.Empty(t, failures.stored, "that is no failure of the message")
 	})
 }

@@ -57,9 +57,9 @@ type UseCases struct {
 // whatever is in flight would be handled again.
 func Topology(u UseCases, withPayment bool) []Route {
 	routes := []Route{
-		on(Dispatch, "dispatch.assign-courier", u.Dispatches.AssignPlaced),
-		on(Compensation, "compensation.recreate-order", u.Compensation.Recreate),
-		on(Order, "order.mark-dispatched", u.Orders.MarkDispatched),
+		onMany(Dispatch, "dispatch.assign-courier", u.Dispatches.AssignPlaced, u.Dispatches.AssignPlacedMany),
+		onMany(Compensation, "compensation.recreate-order", u.Compensation.Recreate, u.Compensation.RecreateMany),
+		onMany(Order, "order.mark-dispatched", u.Orders.MarkDispatched, u.Orders.MarkDispatchedMany),
 		on(Order, "order.mark-delivered", u.Orders.MarkDelivered),
 		on(Order, "order.cancel-undispatchable", u.Orders.CancelUndispatchable),
 		on(Dispatch, "dispatch.release-courier", u.Dispatches.Release),
@@ -71,9 +71,9 @@ func Topology(u UseCases, withPayment bool) []Route {
 	return append(routes,
 		on(Payment, "payment.charge-order", u.Payments.Charge),
 		on(Order, "order.cancel-unpaid", u.Orders.CancelUnpaid),
-		on(Dispatch, "dispatch.assign-courier-when-paid", u.Dispatches.AssignPaid),
-		on(Points, "points.award-points", u.Points.Award),
-		on(Order, "order.record-points", u.Orders.RecordPoints),
+		onMany(Dispatch, "dispatch.assign-courier-when-paid", u.Dispatches.AssignPaid, u.Dispatches.AssignPaidMany),
+		onMany(Points, "points.award-points", u.Points.Award, u.Points.AwardMany),
+		onMany(Order, "order.record-points", u.Orders.RecordPoints, u.Orders.RecordPointsMany),
 		on(Payment, "payment.refund-order", u.Payments.Refund),
 		on(Points, "points.revoke-points", u.Points.Revoke),
 	)
@@ -96,6 +96,11 @@ func on[E event.Event](role Role, queue string, useCase func(context.Context, E)
 		_, _, err := event.Decode[E](messageID, body)
 		return err
 	}}
+}
+
+// onMany is on for a use case that can handle many events at once, as app.HandleTogether says.
+func onMany[E event.Event](role Role, queue string, one func(context.Context, E) error, many func(context.Context, []E) error) Route {
+	return on(role, queue, app.HandleTogether(one, many))
 }
 
 // Validator returns what says whether a queue's consumer could read a message. Its error is Invalid.

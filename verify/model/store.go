@@ -111,6 +111,15 @@ func (r orders) Add(_ context.Context, o *order.Order) error {
 	return nil
 }
 
+func (r orders) AddMany(ctx context.Context, many []*order.Order) error {
+	for _, o := range many {
+		if err := r.Add(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (r orders) Get(_ context.Context, id order.ID) (*order.Order, error) {
 	if n := r.x.s.rows[r.x.index(id)]; n != 0 {
 		return order.Restore(r.x.rows.value(n)), nil

@@ -95,8 +95,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	mu     sync.Mutex`,
 		}, {
 			File: "adapters/sqlqueue/reader.go",
-			Old:  `rows, err := s.claim(taking, free, pause > 0)`,
-			New: `rows, err := s.claim(taking, free, pause > 0)
+			Old:  `rows, err := s.claim(taking, free)`,
+			New: `rows, err := s.claim(taking, free)
 		for _, r := range rows {
 			if s.cfg.Table == "outbox" {
 				s.last = max(s.last, r.id)
@@ -136,11 +136,11 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?`,
 		}, {
 			File: "adapters/sqlstore/orders.go",
-			Old:  `_, err := r.q.ExecContext(ctx, "INSERT INTO order_info (`,
+			Old:  `args = append(args, s.ID.String(), s.Name,`,
 			New: `if s.Status == order.Cancelled {
-		return nil
-	}
-	_, err := r.q.ExecContext(ctx, "INSERT INTO order_info (`,
+			return nil
+		}
+		args = append(args, s.ID.String(), s.Name,`,
 		}},
 		Orders: 300, Faults: 3, Kinds: "another-id,forged,duplicate",
 		Expect: []string{"I5 resurrected"},
@@ -218,8 +218,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		Changes: []Change{{
 			File: "adapters/sqlstore/store.go",
 			Old:  `var out *outbox`,
-			New: `if d, ok := app.DeliveryFrom(ctx); ok {
-		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error { return recordDelivery(ctx, s.db, tx, d) })
+			New: `if all := app.DeliveriesFrom(ctx); len(all) > 0 {
+		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error { return record(ctx, s.db, tx, all) })
 		if err != nil {
 			return err
 		}

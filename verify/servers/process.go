@@ -49,6 +49,9 @@ func StartProcess(cmd *exec.Cmd) (*Process, error) {
 	return p, <-started
 }
 
+// PID returns the id of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Running reports whether the process has not ended. A nil one has.
 func (p *Process) Running() bool {
 	if p == nil {

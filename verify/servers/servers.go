@@ -134,6 +134,9 @@ func (s *Server) Among() (string, error) { return s.address.Host, nil }
 // Management returns the URL of RabbitMQ's management API, empty without.
 func (s *Server) Management() string { return s.api }
 
+// PID returns the id of the server's process, another one after each Start.
+func (s *Server) PID() int { return s.process.PID() }
+
 // Start starts the server after Stop or Kill, and returns when it accepts connections.
 func (s *Server) Start() error { return s.start(context.Background()) }
 

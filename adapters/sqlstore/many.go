@@ -1,0 +1,243 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"slices"
+	"strings"
+
+	"takeout/adapters/sqldb"
+	"takeout/app"
+	"takeout/domain"
+	"takeout/domain/dispatch"
+	"takeout/domain/order"
+	"takeout/domain/points"
+)
+
+// mostRows is how many rows one statement writes or asks for. Rows of business tables are below 1 kB, and servers take
+// packets of 1 MB at least.
+const mostRows = 200
+
+// insertRows inserts the rows with as few statements as may be. Locks are taken in the order of the rows.
+func insertRows(ctx context.Context, q querier, table, columns string, rows [][]any) error {
+	for some := range slices.Chunk(rows, mostRows) {
+		if _, err := q.ExecContext(ctx, sqldb.Insert(table, columns, len(some)), slices.Concat(some...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// among is the condition that a column has one of n values.
+func among(column string, n int) string {
+	return column + " IN (?" + strings.Repeat(", ?", n-1) + ")"
+}
+
+func compareOrders(a, b order.ID) int { return strings.Compare(a.String(), b.String()) }
+
+// record writes the inbox rows of the deliveries.
+func record(ctx context.Context, db *sqldb.DB, tx *sql.Tx, delivered []app.Delivery) error {
+	switch len(delivered) {
+	case 0:
+		return nil
+	case 1:
+		return recordDelivery(ctx, db, tx, delivered[0])
+	}
+	at := now()
+	rows := make([][]any, len(delivered))
+	for i, d := range slices.SortedFunc(slices.Values(delivered), func(a, b app.Delivery) int { return strings.Compare(a.EventID, b.EventID) }) {
+		rows[i] = []any{d.Consumer, d.EventID, d.Hash[:], at, d.OrderID}
+	}
+	err := insertRows(ctx, tx, "inbox", "consumer, event_id, body_hash, handled_at, order_id", rows)
+	if db.IsDuplicate(err) {
+		return app.ErrDuplicate // which of them, and of what, is found when each is handled alone
+	}
+	return err
+}
+
+func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, error) {
+	var found []*order.Order
+	for some := range slices.Chunk(ids, mostRows) {
+		err := r.each(ctx, "SELECT "+orderColumns+" FROM order_info WHERE "+among("orderId", len(some)), texts(some), func(row scanner) error {
+			o, err := scanOrder(row)
+			found = append(found, o)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+func (r orders) UpdateMany(ctx context.Context, ids []order.ID, change func(*order.Order) (bool, error)) error {
+	for some := range slices.Chunk(slices.SortedFunc(slices.Values(ids), compareOrders), mostRows) {
+		if err := r.updateSome(ctx, some, change); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r orders) updateSome(ctx context.Context, ids []order.ID, change func(*order.Order) (bool, error)) error {
+	var rows []int64
+	var found []*order.Order
+	err := r.each(ctx, "SELECT id, "+orderColumns+" FROM order_info"+r.db.Force("order_info_orderId")+" WHERE "+among("orderId", len(ids))+
+		" ORDER BY orderId"+r.db.ForUpdate, texts(ids), func(row scanner) error {
+		var id int64
+		o, err := scanOrder(row, &id)
+		rows, found = append(rows, id), append(found, o)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(found) < len(ids) {
+		return domain.Errorf(domain.NotFound, "order_not_found", "%d of %d orders are not there", len(ids)-len(found), len(ids))
+	}
+	var values []any
+	changes := 0
+	for i, o := range found {
+		changed, err := change(o)
+		if err != nil {
+			return err
+		}
+		if changed {
+			changes++
+			values = append(append(values, rows[i]), changeable(o.Snapshot())...)
+		}
+	}
+	if changes == 0 {
+		return nil
+	}
+	_, err = r.q.ExecContext(ctx, r.db.UpdateRows("order_info", changeableColumns, changes), values...)
+	return err
+}
+
+// each reads rows.
+func (r orders) each(ctx context.Context, query string, args []any, read func(row scanner) error) error {
+	rows, err := r.q.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := read(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+type scanner interface{ Scan(into ...any) error }
+
+// texts are ids as arguments.
+func texts[T interface{ String() string }](ids []T) []any {
+	all := make([]any, len(ids))
+	for i, id := range ids {
+		all[i] = id.String()
+	}
+	return all
+}
+
+func (r dispatches) AddMany(ctx context.Context, all []dispatch.Dispatch) error {
+	rows := make([][]any, len(all))
+	for i, d := range slices.SortedFunc(slices.Values(all), func(a, b dispatch.Dispatch) int { return compareOrders(a.Job.OrderID, b.Job.OrderID) }) {
+		rows[i] = dispatchValues(d)
+	}
+	err := insertRows(ctx, r.q, "platoon", dispatchColumns, rows)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "dispatched_before", "one of %d orders has a dispatch", len(all))
+	}
+	return err
+}
+
+// TakeAll takes those without a limit first, and both kinds in the order of their ids, so that two who do so at once do not
+// end in a deadlock.
+func (r couriers) TakeAll(ctx context.Context, orders int) ([]dispatch.CourierID, error) {
+	free, err := r.candidates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	taken := spread(free, orders)
+	if len(taken) < orders {
+		return nil, errNoCourier
+	}
+	count := map[dispatch.CourierID]int{}
+	for _, id := range taken {
+		count[id]++
+	}
+	var limited, unlimited []dispatch.CourierID
+	for _, c := range free {
+		switch {
+		case count[c.ID()] == 0:
+		case c.Capacity() > 0:
+			limited = append(limited, c.ID())
+		default:
+			unlimited = append(unlimited, c.ID())
+		}
+	}
+	kept, err := r.keep(ctx, unlimited)
+	if err != nil {
+		return nil, err
+	}
+	counted, err := r.count(ctx, limited, count)
+	if err != nil {
+		return nil, err
+	}
+	if !kept || !counted { // they were taken, or went off duty, since they were read
+		return nil, errNoCourier
+	}
+	return taken, nil
+}
+
+// keep keeps couriers without a limit as they are until the transaction ends, and reports whether all of them still are.
+func (r couriers) keep(ctx context.Context, ids []dispatch.CourierID) (bool, error) {
+	n := 0
+	for some := range slices.Chunk(ids, mostRows) {
+		var kept int
+		err := r.q.QueryRowContext(ctx, "SELECT COUNT(*) FROM courier"+r.db.Force("courier_courier_id")+" WHERE "+among("courier_id", len(some))+
+			" AND on_duty = 1 AND capacity = 0"+r.db.ForShare, texts(some)...).Scan(&kept)
+		if err != nil {
+			return false, err
+		}
+		n += kept
+	}
+	return n == len(ids), nil
+}
+
+// count adds so many orders to what each of the couriers with a limit carries, and reports whether all have room.
+func (r couriers) count(ctx context.Context, ids []dispatch.CourierID, orders map[dispatch.CourierID]int) (bool, error) {
+	n := 0
+	slices.SortFunc(ids, func(a, b dispatch.CourierID) int { return strings.Compare(a.String(), b.String()) })
+	for some := range slices.Chunk(ids, mostRows) {
+		var more []any
+		for _, id := range some {
+			more = append(more, id.String(), orders[id])
+		}
+		then := "(active + CASE courier_id" + strings.Repeat(" WHEN ? THEN ?", len(some)) + " END)"
+		result, err := r.q.ExecContext(ctx, "UPDATE courier"+r.db.Force("courier_courier_id")+" SET active = "+then+
+			" WHERE "+among("courier_id", len(some))+" AND on_duty = 1 AND capacity >= "+then, slices.Concat(more, texts(some), more)...)
+		if err != nil {
+			return false, err
+		}
+		counted, err := result.RowsAffected()
+		if err != nil {
+			return false, err
+		}
+		n += int(counted)
+	}
+	return n == len(ids), nil
+}
+
+func (r ledger) AddMany(ctx context.Context, all []points.Entry) error {
+	rows := make([][]any, len(all))
+	for i, e := range slices.SortedFunc(slices.Values(all), func(a, b points.Entry) int { return compareOrders(a.OrderID, b.OrderID) }) {
+		rows[i] = []any{e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At}
+	}
+	err := insertRows(ctx, r.q, "points_entry", "orderId, kind, points, placed_at, at", rows)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "points_entered", "one of %d orders has an entry of its kind", len(all))
+	}
+	return err
+}
