@@ -91,7 +91,11 @@ type client struct {
 type connection struct {
 	net.Conn
 	reader *bufio.Reader
+	used   time.Time
 }
+
+// longestIdle is less than what the server allows: a connection that it closes at this moment would fail an order.
+const longestIdle = 20 * time.Second
 
 // place places an order, on a connection that nobody uses or a new one.
 func (c *client) place(_ context.Context, number int) error {
@@ -114,6 +118,7 @@ func (c *client) place(_ context.Context, number int) error {
 	if err != nil || response.Close {
 		return errors.Join(err, conn.Close())
 	}
+	conn.used = time.Now()
 	c.mu.Lock()
 	c.idle = append(c.idle, conn)
 	c.mu.Unlock()
@@ -125,18 +130,21 @@ func (c *client) place(_ context.Context, number int) error {
 
 func (c *client) take() (*connection, error) {
 	c.mu.Lock()
-	if last := len(c.idle) - 1; last >= 0 {
+	for last := len(c.idle) - 1; last >= 0; last-- {
 		conn := c.idle[last]
 		c.idle = c.idle[:last]
-		c.mu.Unlock()
-		return conn, nil
+		if time.Since(conn.used) < longestIdle {
+			c.mu.Unlock()
+			return conn, nil
+		}
+		conn.Close()
 	}
 	c.mu.Unlock()
 	conn, err := net.DialTimeout("tcp", c.addr, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
-	return &connection{conn, bufio.NewReader(conn)}, nil
+	return &connection{Conn: conn, reader: bufio.NewReader(conn)}, nil
 }
 
 func (c *client) close() {
