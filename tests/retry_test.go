@@ -329,7 +329,13 @@ func failed(id string) app.Failure {
 
 func readRetries(t testing.TB, s *orderStore) (<-chan *message.Message, *sqlqueue.Reader) {
 	t.Helper()
-	r := s.Retries("order.test", 100*time.Millisecond, slog.New(slog.DiscardHandler))
+	return drainRetries(t, s, 100*time.Millisecond)
+}
+
+// drainRetries reads the retries with a reader that waits so long for the messages in flight when it is closed.
+func drainRetries(t testing.TB, s *orderStore, drain time.Duration) (<-chan *message.Message, *sqlqueue.Reader) {
+	t.Helper()
+	r := s.Retries("order.test", drain, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { _ = r.Close() })
 	messages, err := r.Subscribe(context.Background(), "")
 	require.NoError(t, err)
@@ -421,7 +427,7 @@ func TestRetriesInADeadProcessesHandsComeAtOnceAndTheOthersInTheirTime(t *testin
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
 		ctx := context.Background()
 		require.NoError(t, s.Delay(ctx, failed("held"), 1, 0))
-		frozen := sqlqueue.NewReader(open().DB(), sqlqueue.Config{Table: "retry", Bell: &sqlqueue.Bell{}, Lease: time.Hour, Drain: time.Millisecond}, slog.New(slog.DiscardHandler))
+		frozen := sqlqueue.NewReader(open().DB(), sqlqueue.Config{Table: "retry", Bell: &sqlqueue.Bell{}, Window: 1, Lease: time.Hour, Drain: time.Millisecond}, slog.New(slog.DiscardHandler))
 		t.Cleanup(func() { _ = frozen.Close() })
 		held, err := frozen.Subscribe(ctx, "")
 		require.NoError(t, err)
@@ -498,8 +504,10 @@ func TestBatchStopsWhenOneOfItsRetriesIsGivenUp(t *testing.T) {
 		}
 		retried(t, s, ids["first"], "b", 0)
 		retried(t, s, ids["begun"], "b", 0)
-		messages, reader := readRetries(t, s)
+		messages, reader := drainRetries(t, s, time.Minute)
 		first, begun := receive(t, messages), receive(t, messages)
+		defer begun.Ack()
+		defer first.Ack()
 		go func() { _ = reader.Close() }() // takes no more
 		require.Equal(t, []string{"first", "begun"}, []string{first.UUID, begun.UUID})
 		retried(t, s, ids["waiting"], "b", 3_600_000_000)
