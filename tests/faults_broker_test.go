@@ -75,7 +75,7 @@ func TestServersThatFreezeOrDieTogetherWithEverythingElseLoseNothing(t *testing.
 	healthy()
 	eventually(t, "what was begun has ended", func() error {
 		for role, n := range goroutines() {
-			if n > before[role]+before[role]/10+5 {
+			if n > before[role]+before[role]/10+40 { // each of the 32 connections that a pool keeps for a minute has one
 				return fmt.Errorf("%s has %d goroutines and had %d", role, n, before[role])
 			}
 		}

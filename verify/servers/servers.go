@@ -184,7 +184,13 @@ func (s *Server) Kill() error {
 }
 
 // Freeze halts the server: it answers nothing, and its connections stay open.
-func (s *Server) Freeze() error { return s.process.Signal(syscall.SIGSTOP) }
+func (s *Server) Freeze() error {
+	if err := s.process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	s.process.awaitHalt()
+	return nil
+}
 
 // Thaw lets a frozen server go on.
 func (s *Server) Thaw() error { return s.process.Signal(syscall.SIGCONT) }
