@@ -191,6 +191,22 @@ func TestBoundQueueKeepsMessagesForALaterConsumer(t *testing.T) {
 	})
 }
 
+func TestMessageOfAnotherProcessIsNoticed(t *testing.T) {
+	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, reopen func() messaging.Broker) {
+		require.NoError(t, b.Bind("e", "q"))
+		require.NoError(t, b.Bind("e2", "q2"))
+		other := reopen() // it rings no bell of the first one
+		messages, _ := subscribe(t, b, "q")
+		second, _ := subscribe(t, b, "q2")
+		for range 3 { // the readers wait already when the second and the third come
+			require.NoError(t, other.Publish("e", newMessage("x")))
+			receive(t, messages).Ack()
+			require.NoError(t, other.Publish("e2", newMessage("x")))
+			receive(t, second).Ack()
+		}
+	})
+}
+
 func TestPublishWhileClosingTellsTheTruth(t *testing.T) {
 	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, reopen func() messaging.Broker) {
 		require.NoError(t, b.Bind("e", "q"))

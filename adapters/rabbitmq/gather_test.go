@@ -13,6 +13,9 @@ func TestWhatIsWrittenInPartsArrivesWholeAndInOrder(t *testing.T) {
 	client, server := net.Pipe()
 	c := newGatheringConn(client, time.Minute, func(err error) { t.Errorf("a write failed: %v", err) })
 	defer c.Close()
+	if err := server.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
 	var want []byte
 	got := make(chan []byte)
 	const size = 3 * gatherLimit // so that writers have to wait for room
