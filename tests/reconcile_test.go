@@ -488,6 +488,7 @@ func TestRepairThatDoesNotLastIsLeftToAPerson(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = 0 })
 	id := s.old(t, "x")
+	s.awaitRest(t)
 	for range 5 {
 		alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", id)
 		require.Equal(t, 1, s.reconcile(t, `{"repair":true}`).Repaired)
@@ -497,6 +498,7 @@ func TestRepairThatDoesNotLastIsLeftToAPerson(t *testing.T) {
 			}
 			return nil
 		})
+		s.awaitRest(t) // what is still in the outbox may be about to make a difference
 	}
 	alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", id)
 	r := s.reconcile(t, `{"repair":true}`)
