@@ -76,7 +76,7 @@ func (a *api) ask(t *testing.T, method, path string, body []byte, headers http.H
 	t.Helper()
 	u, err := url.ParseRequestURI(path)
 	if err != nil {
-		t.Skip() // net/http answers 400
+		return nil // net/http answers 400, and nothing of ours is asked
 	}
 	request := httptest.NewRequest(method, "/", bytes.NewReader(body))
 	request.URL, request.RequestURI, request.Header = u, path, headers
