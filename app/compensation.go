@@ -52,7 +52,7 @@ func (s *Compensation) RecreateMany(ctx context.Context, events []event.OrderPla
 		}
 		announced = append(announced, want)
 	}
-	of, ids, err := byOrder(announced, func(o *order.Order) (order.ID, error) { return o.Snapshot().ID, nil })
+	of, ids, err := byOrder(announced, func(o *order.Order) (order.ID, error) { return o.ID(), nil })
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (s *Compensation) RecreateMany(ctx context.Context, events []event.OrderPla
 		return errApart
 	}
 	for _, o := range stored {
-		if err := sameOrder(o, of[o.Snapshot().ID]); err != nil {
+		if err := sameOrder(o, of[o.ID()]); err != nil {
 			return err
 		}
 	}

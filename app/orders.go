@@ -307,7 +307,7 @@ func (s *Orders) MarkDispatchedMany(ctx context.Context, events []event.Dispatch
 		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
-		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) { return markDispatched(o, of[o.Snapshot().ID]), nil })
+		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) { return markDispatched(o, of[o.ID()]), nil })
 	})
 }
 
@@ -361,7 +361,7 @@ func (s *Orders) RecordPointsMany(ctx context.Context, events []event.PointsAwar
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		return tx.Orders.UpdateMany(ctx, ids, func(o *order.Order) (bool, error) {
-			return o.RecordPoints(of[o.Snapshot().ID].Points), nil
+			return o.RecordPoints(of[o.ID()].Points), nil
 		})
 	})
 }

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -137,7 +138,7 @@ func (t *Together[T]) take(leader *ticket[T]) []*ticket[T] {
 	for _, b := range batch {
 		b.taken = true
 	}
-	t.queue = append(t.queue[:0:0], t.queue[n:]...)
+	t.queue = slices.Clone(t.queue[n:])
 	return batch
 }
 
@@ -175,11 +176,6 @@ func (t *Together[T]) leave(own *ticket[T]) bool {
 	if own.taken {
 		return false
 	}
-	for i, other := range t.queue {
-		if other == own {
-			t.queue = append(t.queue[:i:i], t.queue[i+1:]...)
-			break
-		}
-	}
+	t.queue = slices.DeleteFunc(t.queue, func(other *ticket[T]) bool { return other == own })
 	return true
 }
