@@ -21,7 +21,7 @@ type dispatches struct {
 const dispatchColumns = "orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at, delivered_at, released_at"
 
 func (r dispatches) Add(ctx context.Context, d dispatch.Dispatch) error {
-	_, err := r.q.ExecContext(ctx, "INSERT INTO platoon ("+dispatchColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", dispatchValues(d)...)
+	_, err := r.q.ExecContext(ctx, sqldb.Insert("platoon", dispatchColumns, 1), dispatchValues(d)...)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "dispatched_before", "order %s has a dispatch", d.Job.OrderID)
 	}

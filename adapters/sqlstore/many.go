@@ -46,9 +46,9 @@ func record(ctx context.Context, db *sqldb.DB, tx *sql.Tx, delivered []app.Deliv
 	at := now()
 	rows := make([][]any, len(delivered))
 	for i, d := range slices.SortedFunc(slices.Values(delivered), func(a, b app.Delivery) int { return strings.Compare(a.EventID, b.EventID) }) {
-		rows[i] = []any{d.Consumer, d.EventID, d.Hash[:], at, d.OrderID}
+		rows[i] = inboxValues(d, at)
 	}
-	err := insertRows(ctx, tx, "inbox", "consumer, event_id, body_hash, handled_at, order_id", rows)
+	err := insertRows(ctx, tx, "inbox", inboxColumns, rows)
 	if db.IsDuplicate(err) {
 		return app.ErrDuplicate // which of them, and of what, is found when each is handled alone
 	}
@@ -233,9 +233,9 @@ func (r couriers) count(ctx context.Context, ids []dispatch.CourierID, orders ma
 func (r ledger) AddMany(ctx context.Context, all []points.Entry) error {
 	rows := make([][]any, len(all))
 	for i, e := range slices.SortedFunc(slices.Values(all), func(a, b points.Entry) int { return compareOrders(a.OrderID, b.OrderID) }) {
-		rows[i] = []any{e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At}
+		rows[i] = entryValues(e)
 	}
-	err := insertRows(ctx, r.q, "points_entry", "orderId, kind, points, placed_at, at", rows)
+	err := insertRows(ctx, r.q, "points_entry", entryColumns, rows)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "points_entered", "one of %d orders has an entry of its kind", len(all))
 	}

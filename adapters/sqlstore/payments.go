@@ -89,9 +89,15 @@ type ledger struct {
 	db *sqldb.DB
 }
 
+const entryColumns = "orderId, kind, points, placed_at, at"
+
+// entryValues are the values of entryColumns.
+func entryValues(e points.Entry) []any {
+	return []any{e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At}
+}
+
 func (r ledger) Add(ctx context.Context, e points.Entry) error {
-	_, err := r.q.ExecContext(ctx, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) VALUES (?, ?, ?, ?, ?)",
-		e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At)
+	_, err := r.q.ExecContext(ctx, sqldb.Insert("points_entry", entryColumns, 1), entryValues(e)...)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "points_entered", "order %s has an entry of the kind %s", e.OrderID, e.Kind)
 	}

@@ -192,11 +192,17 @@ func reached(delivered []app.Delivery, phase string) {
 	}
 }
 
+const inboxColumns = "consumer, event_id, body_hash, handled_at, order_id"
+
+// inboxValues are the values of inboxColumns.
+func inboxValues(d app.Delivery, at time.Time) []any {
+	return []any{d.Consumer, d.EventID, d.Hash[:], at, d.OrderID}
+}
+
 // recordDelivery writes the inbox row of the delivery. The insert waits for a transaction that handles the same
 // message at this moment, and then finds what it did.
 func recordDelivery(ctx context.Context, db *sqldb.DB, tx *sql.Tx, d app.Delivery) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO inbox (consumer, event_id, body_hash, handled_at, order_id) VALUES (?, ?, ?, ?, ?)",
-		d.Consumer, d.EventID, d.Hash[:], now(), d.OrderID)
+	_, err := tx.ExecContext(ctx, sqldb.Insert("inbox", inboxColumns, 1), inboxValues(d, now())...)
 	if !db.IsDuplicate(err) {
 		return err
 	}
