@@ -21,10 +21,8 @@ import (
 	"takeout/adapters/rabbitmq"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
-	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
-	"takeout/domain/order"
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
 	"takeout/tests/testenv"
@@ -125,19 +123,6 @@ func BenchmarkPlaceUseCase(b *testing.B) {
 		orders := app.NewOrders(orderStore(b, address("order")))
 		parallel(b, func(ctx context.Context, number int) error { return placeOrder(ctx, orders, number) })
 	})
-}
-
-func placeOrder(ctx context.Context, orders *app.Orders, number int) error {
-	id, err := order.ParseID(orderID(number))
-	if err != nil {
-		return err
-	}
-	money, err := domain.NewMoney(amount, currency)
-	if err != nil {
-		return err
-	}
-	_, err = orders.Place(ctx, app.PlaceOrder{ID: id, Name: dish, Money: money})
-	return err
 }
 
 func BenchmarkPlaceHTTP(b *testing.B) {

@@ -66,6 +66,12 @@ func (p product) close() error { return p.Stop(context.Background()) }
 
 // place calls the use case as the HTTP door does.
 func (p product) place(ctx context.Context, number int) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return placeOrder(ctx, p.Orders(), number)
+}
+
+func placeOrder(ctx context.Context, orders *app.Orders, number int) error {
 	id, err := order.ParseID(orderID(number))
 	if err != nil {
 		return err
@@ -74,9 +80,7 @@ func (p product) place(ctx context.Context, number int) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	_, err = p.Orders().Place(ctx, app.PlaceOrder{ID: id, Name: dish, Money: money})
+	_, err = orders.Place(ctx, app.PlaceOrder{ID: id, Name: dish, Money: money})
 	return err
 }
 
