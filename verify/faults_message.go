@@ -112,7 +112,7 @@ func duplicate(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		copies = 100
 	}
 	err = r.announce(ctx, event.OrderPlaced{Order: o}, time.Now(), eventKey, copies, check.NoEffect)
-	return describe("%d copies of one event", copies), err
+	return fmt.Sprintf("%d copies of one event", copies), err
 }
 
 // strange is an order that nobody placed.

@@ -4,6 +4,7 @@ package verify
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -40,7 +41,7 @@ func cut(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	n := p.Cut()
 	d := hold(ctx, rnd, 0, 3*time.Second)
 	p.Refuse(false)
-	return describe("%d connections to %s cut, none for %s", n, name, d), nil
+	return fmt.Sprintf("%d connections to %s cut, none for %s", n, name, d), nil
 }
 
 // blackhole makes connections half open: nothing comes through, and nobody is told.
@@ -50,7 +51,7 @@ func blackhole(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	d := hold(ctx, rnd, time.Second, 6*time.Second)
 	p.Blackhole(false)
 	p.Cut() // bytes are missing
-	return describe("nothing to and from %s for %s", name, d), nil
+	return fmt.Sprintf("nothing to and from %s for %s", name, d), nil
 }
 
 func slow(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
@@ -59,7 +60,7 @@ func slow(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	p.Slow(delay, chosen(rnd, 0, 1400, 7))
 	d := hold(ctx, rnd, time.Second, 3*time.Second)
 	p.Slow(0, 0)
-	return describe("%s to and from %s for %s", delay, name, d), nil
+	return fmt.Sprintf("%s to and from %s for %s", delay, name, d), nil
 }
 
 // commits does something to the next COMMITs, whoever's they are.
@@ -95,5 +96,5 @@ func (r *run) meet(ctx context.Context, p *proxy.Proxy, f proxy.Fault) (string, 
 	case <-ctx.Done():
 	case <-time.After(5 * time.Second):
 	}
-	return describe("%d of %d", armed.Sprung(), f.Count), nil
+	return fmt.Sprintf("%d of %d", armed.Sprung(), f.Count), nil
 }

@@ -80,14 +80,14 @@ func (r *run) crash(ctx context.Context, rnd *rand.Rand, points []crashpoint.Poi
 		m.kill() // it may be about to
 	}
 	slices.Sort(died)
-	return describe("%d of %d died: %s", len(died), len(aimed), strings.Join(died, ", ")), nil
+	return fmt.Sprintf("%d of %d died: %s", len(died), len(aimed), strings.Join(died, ", ")), nil
 }
 
 func killOne(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 	m := r.fleet.any(rnd)
 	m.kill()
 	d := hold(ctx, rnd, 0, time.Second)
-	return describe("%s killed, away for %s", m.name, d), nil
+	return fmt.Sprintf("%s killed, away for %s", m.name, d), nil
 }
 
 func killAll(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
@@ -95,7 +95,7 @@ func killAll(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		m.kill()
 	}
 	d := hold(ctx, rnd, 0, time.Second)
-	return describe("all processes killed, away for %s", d), nil
+	return fmt.Sprintf("all processes killed, away for %s", d), nil
 }
 
 // terminateOne asks a process to stop while it works. It must do so in good order and in time.
@@ -107,7 +107,7 @@ func terminateOne(_ context.Context, r *run, rnd *rand.Rand) (string, error) {
 	if err != nil || code != 0 {
 		r.violated("I14", "drain", "%s did not end in good order after SIGTERM within %s: code %d, %v; it says: %s", m.name, took, code, err, m.lastWords())
 	}
-	return describe("%s stopped in %s", m.name, took.Round(time.Millisecond)), nil
+	return fmt.Sprintf("%s stopped in %s", m.name, took.Round(time.Millisecond)), nil
 }
 
 func haltOne(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
@@ -121,5 +121,5 @@ func haltOne(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		limit = 13 * time.Second
 	}
 	d := hold(ctx, rnd, limit/3, limit)
-	return describe("%s halted for %s", m.name, d), m.signal(syscall.SIGCONT)
+	return fmt.Sprintf("%s halted for %s", m.name, d), m.signal(syscall.SIGCONT)
 }

@@ -70,7 +70,7 @@ func killServer(ctx context.Context, _ *run, server *servers.Server, rnd *rand.R
 		return "", err
 	}
 	d := hold(ctx, rnd, 0, 3*time.Second)
-	return describe("killed, away for %s and its start", d), server.Start()
+	return fmt.Sprintf("killed, away for %s and its start", d), server.Start()
 }
 
 func restartServer(ctx context.Context, _ *run, server *servers.Server, rnd *rand.Rand) (string, error) {
@@ -78,7 +78,7 @@ func restartServer(ctx context.Context, _ *run, server *servers.Server, rnd *ran
 		return "", err
 	}
 	d := hold(ctx, rnd, 0, time.Second)
-	return describe("stopped, away for %s and its start", d), server.Start()
+	return fmt.Sprintf("stopped, away for %s and its start", d), server.Start()
 }
 
 func freezeServer(ctx context.Context, _ *run, server *servers.Server, rnd *rand.Rand) (string, error) {
@@ -86,7 +86,7 @@ func freezeServer(ctx context.Context, _ *run, server *servers.Server, rnd *rand
 		return "", err
 	}
 	d := hold(ctx, rnd, time.Second, 7*time.Second)
-	return describe("frozen for %s", d), server.Thaw()
+	return fmt.Sprintf("frozen for %s", d), server.Thaw()
 }
 
 // alarm runs a command of rabbitmqctl, waits, and runs another that takes it back.
@@ -100,7 +100,7 @@ func alarm(set, back []string) func(context.Context, *run, *rand.Rand) (string, 
 			return strings.Join(set, " "), nil
 		}
 		_, err := server.Ctl(back...)
-		return describe("%s for %s", set[0], d), err
+		return fmt.Sprintf("%s for %s", set[0], d), err
 	})
 }
 
@@ -119,7 +119,7 @@ func unbind(only bool) func(context.Context, *run, *rand.Rand) (string, error) {
 			return ch.QueueUnbind(r.stack.namespace+"."+route.Queue, route.Event, r.stack.namespace, nil)
 		})
 		hold(ctx, rnd, time.Second, 2*time.Second)
-		return describe("%s is not bound to %s any more", route.Queue, route.Event), err
+		return fmt.Sprintf("%s is not bound to %s any more", route.Queue, route.Event), err
 	}
 }
 
@@ -141,7 +141,7 @@ func deleteQueue(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		return err
 	})
 	hold(ctx, rnd, time.Second, 2*time.Second)
-	return describe("queue %s is deleted, with %d messages", queue, lost), err
+	return fmt.Sprintf("queue %s is deleted, with %d messages", queue, lost), err
 }
 
 func readOnly(ctx context.Context, r *run, _ *servers.Server, rnd *rand.Rand) (string, error) {
@@ -180,7 +180,7 @@ func (s *stack) set(ctx context.Context, rnd *rand.Rand, change, back string) (s
 	}
 	d := hold(ctx, rnd, time.Second, 4*time.Second)
 	_, err := s.admin.ExecContext(context.WithoutCancel(ctx), back)
-	return describe("%s for %s", strings.TrimPrefix(change, "SET GLOBAL "), d), err
+	return fmt.Sprintf("%s for %s", strings.TrimPrefix(change, "SET GLOBAL "), d), err
 }
 
 func killConnections(ctx context.Context, r *run, _ *servers.Server, _ *rand.Rand) (string, error) {
@@ -203,7 +203,7 @@ func killConnections(ctx context.Context, r *run, _ *servers.Server, _ *rand.Ran
 	for _, id := range ids {
 		_, _ = r.stack.admin.ExecContext(ctx, fmt.Sprintf("KILL %d", id)) // it may have ended
 	}
-	return describe("%d connections killed", len(ids)), nil
+	return fmt.Sprintf("%d connections killed", len(ids)), nil
 }
 
 // lockOrders holds the newest orders, or all of SQLite's file, for a while.
@@ -228,7 +228,7 @@ func lockOrders(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		return "", err
 	}
 	d := hold(ctx, rnd, time.Second, 4*time.Second)
-	return describe("the newest rows of %s are locked for %s", table, d), nil
+	return fmt.Sprintf("the newest rows of %s are locked for %s", table, d), nil
 }
 
 func drain(rows *sql.Rows) error {
@@ -239,4 +239,4 @@ func drain(rows *sql.Rows) error {
 }
 
 // chosen returns one of them.
-func chosen[T any](rnd *rand.Rand, from ...T) T { return slices.Clone(from)[rnd.IntN(len(from))] }
+func chosen[T any](rnd *rand.Rand, from ...T) T { return from[rnd.IntN(len(from))] }

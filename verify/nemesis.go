@@ -4,7 +4,6 @@ package verify
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -191,5 +190,3 @@ func hold(ctx context.Context, rnd *rand.Rand, from, to time.Duration) time.Dura
 	pause(ctx, d)
 	return d
 }
-
-func describe(format string, args ...any) string { return fmt.Sprintf(format, args...) }
