@@ -35,14 +35,7 @@ func (s *system) stranger(t testing.TB) func(key, id string, body []byte, header
 			require.NoError(t, own.Publish(key, msg))
 		}
 	}
-	u := parse(t, s.broker)
-	exchange := u.Query().Get("namespace")
-	u.RawQuery = ""
-	conn, err := amqp.Dial(u.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	channel, err := conn.Channel()
-	require.NoError(t, err)
+	channel, exchange := s.foreign(t)
 	return func(key, id string, body []byte, headers map[string]string) {
 		table := amqp.Table{}
 		for name, value := range headers {

@@ -343,21 +343,28 @@ func TestProcessThatDiesWhileItStoresManyOrdersTogetherLosesNothingAndDoublesNot
 	}
 }
 
-// survives brings the process to its point, starts it again, and sees that everything comes to a good end.
-func (s *system) survives(t *testing.T, p *process, point, prefix string, sc scene) {
+// seatGuests returns guests who have not ordered yet, when the process has everything ready for them: it serves HTTP a little
+// earlier.
+func (s *system) seatGuests(t *testing.T, p *process) *crashGuests {
 	t.Helper()
 	guests := &crashGuests{system: s, t: t, closed: make(chan struct{})}
 	t.Cleanup(func() {
 		close(guests.closed)
 		guests.eating.Wait()
 	})
-	// It serves HTTP before all its queues are bound.
 	eventually(t, "it works", func() error {
 		if !strings.Contains(p.log.String(), `"msg":"serving"`) {
 			return errors.New("not yet")
 		}
 		return nil
 	})
+	return guests
+}
+
+// survives brings the process to its point, starts it again, and sees that everything comes to a good end.
+func (s *system) survives(t *testing.T, p *process, point, prefix string, sc scene) {
+	t.Helper()
+	guests := s.seatGuests(t, p)
 	if sc.prepare != nil {
 		sc.prepare(t, s)
 	}

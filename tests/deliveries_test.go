@@ -396,17 +396,7 @@ func TestProcessThatDiesWhileItHandlesManyLosesNothingAndDoublesNothing(t *testi
 			s := onData(p)
 			s.broker, s.cfg.DataDir = "embedded:", dir
 			s.payment, s.points = "sqlite:"+filepath.Join(dir, "payment.db"), "sqlite:"+filepath.Join(dir, "points.db")
-			guests := &crashGuests{system: s, t: t, closed: make(chan struct{})}
-			t.Cleanup(func() {
-				close(guests.closed)
-				guests.eating.Wait()
-			})
-			eventually(t, "it works", func() error {
-				if !strings.Contains(p.log.String(), `"msg":"serving"`) {
-					return errors.New("not yet")
-				}
-				return nil
-			})
+			guests := s.seatGuests(t, p)
 			for i := range orders {
 				guests.order(fmt.Sprint("o", i), "stays")
 			}

@@ -244,19 +244,26 @@ func TestStoppingNeverGivesUpAMessageThatWasBeingRetried(t *testing.T) {
 	})
 }
 
+// foreign returns a channel of a client that knows nothing of this program, and the name of its exchange on the broker.
+func (s *system) foreign(t testing.TB) (channel *amqp.Channel, exchange string) {
+	t.Helper()
+	u := parse(t, s.broker)
+	exchange = u.Query().Get("namespace")
+	u.RawQuery = ""
+	conn, err := amqp.Dial(u.String())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	channel, err = conn.Channel()
+	require.NoError(t, err)
+	return channel, exchange
+}
+
 // A tool that knows nothing of this program: plain AMQP, its own headers, no message id.
 func TestForeignAMQPClientIsUnderstood(t *testing.T) {
 	t.Parallel()
 	s := startOne(t, production(t))
 	s.publisher(t) // the queues are there
-	u := parse(t, s.broker)
-	exchange := u.Query().Get("namespace")
-	u.RawQuery = ""
-	conn, err := amqp.Dial(u.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	channel, err := conn.Channel()
-	require.NoError(t, err)
+	channel, exchange := s.foreign(t)
 	publish := func(p amqp.Publishing) {
 		t.Helper()
 		require.NoError(t, channel.PublishWithContext(context.Background(), exchange, "order.placed", true, false, p))

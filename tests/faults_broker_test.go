@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"takeout/adapters/rabbitmq"
@@ -162,15 +161,8 @@ func TestStrangerWhoGivesMessagesBackForEverCanOnlyDelayThem(t *testing.T) {
 	t.Parallel()
 	s := startOne(t, production(t))
 	s.awaitDispatched(t, s.place(t, "first", 1))
-	u := parse(t, s.broker)
-	queue := u.Query().Get("namespace") + ".dispatch.assign-courier"
-	u.RawQuery = ""
-	conn, err := amqp.Dial(u.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	channel, err := conn.Channel()
-	require.NoError(t, err)
-	stolen, err := channel.Consume(queue, "stranger", false, false, false, false, nil)
+	channel, exchange := s.foreign(t)
+	stolen, err := channel.Consume(exchange+".dispatch.assign-courier", "stranger", false, false, false, false, nil)
 	require.NoError(t, err)
 	go func() {
 		for d := range stolen {
@@ -187,7 +179,7 @@ func TestStrangerWhoGivesMessagesBackForEverCanOnlyDelayThem(t *testing.T) {
 		return nil
 	}
 	eventually(t, "each is dispatched or kept", ends)
-	require.NoError(t, conn.Close())
+	require.NoError(t, channel.Close())
 	a := mustSend(t, http.MethodPost, s.api+"/v1/failures/retry", `{"filter":{"handler":"dispatch.assign-courier"},"rate_per_second":1000}`)
 	require.Less(t, a.status, 300, "%s", a)
 	s.awaitAllDispatched(t, 41)

@@ -316,14 +316,7 @@ func TestWhatAForeignClientSetsBesideTheBodyHasNoEffect(t *testing.T) {
 	t.Parallel()
 	s := startOne(t, production(t))
 	s.publisher(t) // the queues are there
-	u := parse(t, s.broker)
-	exchange := u.Query().Get("namespace")
-	u.RawQuery = ""
-	conn, err := amqp.Dial(u.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	channel, err := conn.Channel()
-	require.NoError(t, err)
+	channel, exchange := s.foreign(t)
 	require.NoError(t, channel.Confirm(false))
 	elsewhere, err := channel.QueueDeclare("", false, true, true, false, nil)
 	require.NoError(t, err)
@@ -392,14 +385,7 @@ func TestMessageThatExpiresAtOnceIsHandledOrKept(t *testing.T) {
 	t.Parallel()
 	s := startOne(t, production(t))
 	s.publisher(t)
-	u := parse(t, s.broker)
-	exchange := u.Query().Get("namespace")
-	u.RawQuery = ""
-	conn, err := amqp.Dial(u.String())
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	channel, err := conn.Channel()
-	require.NoError(t, err)
+	channel, exchange := s.foreign(t)
 	const n = 20
 	for i := range n {
 		require.NoError(t, channel.PublishWithContext(t.Context(), exchange, "order.placed", true, false,
