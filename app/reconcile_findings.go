@@ -78,14 +78,20 @@ type suspect struct {
 
 // verify decides for each order whose lines differ, and each that has a finding, whether it is a difference.
 func (p *pass) verify(ctx context.Context, c *comparison) error {
-	ids := slices.Collect(maps.Keys(c.suspects))
+	known := map[string]bool{}
 	for key := range p.known {
 		if pairOf[key.class] == c.pair {
-			ids = append(ids, key.orderID)
+			known[key.orderID] = true
 		}
 	}
-	slices.Sort(ids)
-	for some := range slices.Chunk(slices.Compact(ids), batch) {
+	// Those that were found before come first: whether their repairs show says something about the others.
+	ids := slices.Sorted(maps.Keys(known))
+	for _, id := range slices.Sorted(maps.Keys(c.suspects)) {
+		if !known[id] {
+			ids = append(ids, id)
+		}
+	}
+	for some := range slices.Chunk(ids, batch) {
 		if err := p.verifyBatch(ctx, c, some); err != nil {
 			return err
 		}
@@ -219,7 +225,7 @@ const patience = 10
 //
 // Whether a service that dealt with nothing later is behind, or has nothing to do and lost the last events, does not
 // show in any table. So of those that wait for long, the youngest is taken for a finding: when its repair shows, the
-// service has come past all the others.
+// service has come to the time of that repair, and past all the others.
 func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	age := p.now.Sub(s.changed)
 	service := s.verdict.lagging
@@ -240,8 +246,8 @@ func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 		}
 		c.newest[service] = newest
 	}
-	switch {
-	case newest.After(s.changed.Add(p.policy.Grace)):
+	switch come := latest(newest, c.shown[service]); {
+	case come.After(s.changed.Add(p.policy.Grace)):
 		p.found(c, s)
 	case known:
 		c.probing = true
@@ -299,6 +305,10 @@ func (p *pass) resolve(c *comparison, orderID, except string) {
 			continue
 		}
 		p.close(f)
+		if f.RepairedAt != nil {
+			service := c.judge(f.Evidence[c.cause], f.Evidence[c.effect]).lagging
+			c.shown[service] = latest(c.shown[service], *f.RepairedAt)
+		}
 	}
 }
 

@@ -40,6 +40,7 @@ type comparison struct {
 	done      bool             // without an error
 
 	newest  map[string]time.Time // Book.Newest, by service
+	shown   map[string]time.Time // when the last repair was made that shows, by the service that had not heard
 	probe   *suspect             // see decide
 	probing bool
 }
@@ -110,7 +111,8 @@ func (p *pass) load(ctx context.Context) error {
 
 // compare finds the orders of a pair whose lines differ, in what is due.
 func (p *pass) compare(ctx context.Context, c *comparison) error {
-	c.suspects, c.unsettled, c.newest = map[string]int64{}, map[int64]bool{}, map[string]time.Time{}
+	c.suspects, c.unsettled = map[string]int64{}, map[int64]bool{}
+	c.newest, c.shown = map[string]time.Time{}, map[string]time.Time{}
 	if err := p.due(ctx, c); err != nil {
 		return err
 	}

@@ -431,6 +431,33 @@ func TestBacklogOfTheDispatchServiceIsNoDrift(t *testing.T) {
 	require.Equal(t, 6, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE state = 'assigned'"))
 }
 
+func TestRepairThatShowsTellsThatTheServiceHasComePastWhateverWaited(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t))
+	const lost = 6
+	for range lost {
+		s.old(t, "cancelled")
+	}
+	s.awaitRest(t)
+	// Unlike an order that is announced again, a courier that is released makes no order the newest of the service.
+	alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE name = 'cancelled'")
+	r := s.reconcile(t, `{"repair":true}`)
+	require.Equal(t, 1, r.Repaired)
+	require.Equal(t, lost-1, r.InFlight)
+	eventually(t, "the repair shows", func() error {
+		if n := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE state = 'released'"); n != 1 {
+			return fmt.Errorf("%d are released", n)
+		}
+		return nil
+	})
+	s.awaitRest(t)
+	r = s.reconcile(t, `{"repair":true}`)
+	require.Equal(t, lost-1, r.Repaired)
+	require.Zero(t, r.InFlight)
+	s.awaitReconciled(t)
+	require.Equal(t, lost, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE state = 'released'"))
+}
+
 func TestOneProcessReconcilesAtATime(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		every := func(cfg *service.Config) { cfg.ReconcileEvery = time.Second }
