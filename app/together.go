@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"takeout/domain"
 )
 
 // Together does in one go what many callers want at the same time, which costs a database far less than one after the
@@ -18,7 +20,8 @@ type Together[T any] struct {
 	// Many failed. Then again is true, and One must recognise by natural keys what Many may have done all the same.
 	One func(ctx context.Context, item T, again bool) error
 	// Many does what all of them want, or nothing. Its context outlives that of each caller, but not manyTime. The error
-	// is not shown to the callers: each finds out by One what is wrong with its own.
+	// is not shown to the callers: when it fails the halves are tried, and who is alone in the end finds out by One what is
+	// wrong with its own. If it is Unavailable, everybody does.
 	Many func(ctx context.Context, items []T) error
 
 	Most     int // items of one call of Many
@@ -45,7 +48,7 @@ type turn int
 
 const (
 	done  turn = iota // it was done with the others
-	alone             // do it yourself: it failed for all
+	alone             // do it yourself: it failed with others
 	lead              // you work for the next batch
 )
 
@@ -100,33 +103,54 @@ func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told turn) err
 	if len(batch) == 1 {
 		return t.One(ctx, own.item, false)
 	}
-	result := t.many(ctx, batch)
-	for _, other := range batch[1:] {
-		other.turn <- result
-	}
-	if result == alone {
+	t.serve(ctx, batch)
+	if <-own.turn == alone {
 		return t.One(ctx, own.item, true)
 	}
 	return nil
 }
 
-// many works for the batch of a leader, whose own time does not count.
-func (t *Together[T]) many(ctx context.Context, batch []*ticket[T]) (result turn) {
+// serve tells each of the batch of a leader, whose own time does not count, whether it is done.
+func (t *Together[T]) serve(ctx context.Context, batch []*ticket[T]) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), manyTime)
 	defer cancel()
+	// Where most are to blame, halves only cost time.
+	failures := 3 + len(batch)/4
+	var serve func(some []*ticket[T])
+	serve = func(some []*ticket[T]) {
+		told := alone
+		if len(some) > 1 && failures > 0 {
+			err := t.many(ctx, some)
+			switch {
+			case err == nil:
+				told = done
+			case domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil:
+				failures = 0
+			default:
+				failures--
+				serve(some[:len(some)/2])
+				serve(some[len(some)/2:])
+				return
+			}
+		}
+		for _, one := range some {
+			one.turn <- told
+		}
+	}
+	serve(batch)
+}
+
+func (t *Together[T]) many(ctx context.Context, batch []*ticket[T]) (err error) {
 	items := make([]T, len(batch))
 	for i, b := range batch {
 		items[i] = b.item
 	}
 	defer func() {
 		if recover() != nil { // whoever it concerns meets it again alone
-			result = alone
+			err = errApart
 		}
 	}()
-	if t.Many(ctx, items) != nil {
-		return alone
-	}
-	return done
+	return t.Many(ctx, items)
 }
 
 // take takes the leader's batch out of the queue; the leader is out of it already.

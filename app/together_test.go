@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"takeout/domain"
 )
 
 // desk records what Together was asked to do.
@@ -117,6 +119,41 @@ func TestWhatFailsTogetherIsTriedAloneAndEachGetsItsOwnError(t *testing.T) {
 			require.Equal(t, []string{"0 false", "10 true", "11 true", "12 true", "13 true"}, d.ones)
 		})
 	}
+}
+
+func TestOneWhoIsToBlameCostsFewOthersTheirCompany(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func(items []int) error {
+		if slices.Contains(items, 13) {
+			return errors.New("no")
+		}
+		return nil
+	})
+	d.together.Most = 64
+	errs := d.occupy(t, 16)()
+	require.EqualError(t, errs[4], "thirteen")
+	errs[4] = nil
+	require.NoError(t, errors.Join(errs...))
+	slices.Sort(d.ones)
+	require.Equal(t, []string{"0 false", "12 true", "13 true"}, d.ones)
+	require.Len(t, d.manys, 7)
+}
+
+func TestWhereManyAreToBlameHalvesAreNotTriedToTheEnd(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return errors.New("no") })
+	d.together.Most = 64
+	d.occupy(t, 40)()
+	require.Len(t, d.ones, 41)
+	require.Len(t, d.manys, 13)
+}
+
+func TestNoHalvesAreTriedWhereTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return domain.Errorf(domain.Unavailable, "database_away", "no") })
+	d.occupy(t, 4)()
+	require.Len(t, d.ones, 5)
+	require.Len(t, d.manys, 1)
 }
 
 func TestWhoLeavesTheQueueIsNotServed(t *testing.T) {

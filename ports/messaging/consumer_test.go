@@ -304,8 +304,20 @@ func TestMessagesHandledTogetherHaveTheFateThatEachHasAlone(t *testing.T) {
 					}
 				}
 				require.Len(t, results, 6+len(company))
-				require.Len(t, c.batches, 1, "what failed does not spoil it for others again")
 				require.Len(t, c.batches[0], 5+len(company))
+				goodAlone := 0
+				for id, times := range c.alone {
+					if strings.HasPrefix(id, good) {
+						goodAlone += times
+					}
+				}
+				switch len(company) {
+				case 0:
+					require.Len(t, c.batches, 1)
+				case 1:
+					require.LessOrEqual(t, goodAlone, 1, "what fails spoils it for one other at most: %v", c.batches)
+				}
+				require.Less(t, len(c.batches), len(c.batches[0]), "no half is tried again: %v", c.batches)
 				var want []string
 				for _, fate := range company {
 					switch fate {
