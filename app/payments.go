@@ -17,10 +17,18 @@ import (
 type Payments struct {
 	store   Store[PaymentTx]
 	gateway Gateway
+
+	begin  func(ctx context.Context, bill payment.Bill) error // see beginOne
+	settle func(ctx context.Context, c charged) error         // see settleOne
 }
 
 // NewPayments returns the use cases over the payment service's database.
-func NewPayments(store Store[PaymentTx], gateway Gateway) *Payments { return &Payments{store, gateway} }
+func NewPayments(store Store[PaymentTx], gateway Gateway) *Payments {
+	s := &Payments{store: store, gateway: gateway}
+	s.begin = HandleTogether(s.beginOne, s.beginMany)
+	s.settle = HandleTogether(s.settleOne, s.settleMany)
+	return s
+}
 
 // Gateway takes and gives back money. Both calls are idempotent by the order's id: asked again, it answers as before. An
 // error leaves open what happened, so that the caller must ask again.
@@ -41,48 +49,34 @@ const gatewayTimeout = 10 * time.Second
 // for.
 //
 // That the payment has begun is stored before the gateway is asked, so that whoever finds it after a crash asks the
-// gateway again, and a cancellation that comes meanwhile knows that there may be something to give back.
+// gateway again, and a cancellation that comes meanwhile knows that there may be something to give back. Orders that are
+// charged at the same time share the transactions before and after; the gateway is asked for each by itself.
 func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
 	bill, err := billOf(e.Order)
 	if err != nil {
 		return err
 	}
-	if err := s.begin(WithoutDelivery(ctx), bill); err != nil {
+	if err := s.begin(ctx, bill); err != nil {
 		return err
 	}
-	reference, err := s.charge(ctx, bill)
+	c := charged{order: e.Order, id: bill.OrderID}
+	c.reference, err = s.charge(ctx, bill)
 	crashpoint.Here("payment/charged")
-	refusal, refused := errors.AsType[*domain.Error](err)
-	refused = refused && refusal.Kind == domain.Conflict
-	if err != nil && !refused {
+	if refusal, ok := errors.AsType[*domain.Error](err); ok && refusal.Kind == domain.Conflict {
+		c.refused, c.reason = true, refusal.Message
+	} else if err != nil {
 		return err
 	}
-	at := micro(time.Now())
-	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
-		var changed bool
-		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) {
-			if refused {
-				changed = p.Refuse(refusal.Message, at)
-			} else {
-				changed = p.Succeed(reference, at)
-			}
-			return changed, nil
-		})
-		switch {
-		case err != nil || !changed: // the order was cancelled meanwhile, or this is not the only one who asked
-			return err
-		case refused:
-			return tx.Outbox.Publish(ctx, event.PaymentRefused{Order: e.Order, Reason: refusal.Message, RefusedAt: at})
-		}
-		return tx.Outbox.Publish(ctx, event.PaymentSucceeded{Order: e.Order, Reference: reference, PaidAt: at})
-	})
+	c.at = micro(time.Now())
+	return s.settle(ctx, c)
 }
 
-// begin stores that the order is being charged, unless it is stored. ErrDuplicate if the payment is decided.
-func (s *Payments) begin(ctx context.Context, bill payment.Bill) error {
+// beginOne stores that the order is being charged, unless it is stored. ErrDuplicate if the payment is decided.
+func (s *Payments) beginOne(ctx context.Context, bill payment.Bill) error {
+	ctx = WithoutDelivery(ctx)
 	p, err := s.Get(ctx, bill.OrderID)
 	if domain.KindOf(err) == domain.NotFound {
-		p = payment.Payment{Bill: bill, State: payment.Charging}
+		p = charging(bill)
 		err = s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
 			err := tx.Payments.Add(ctx, p)
 			if domain.KindOf(err) == domain.Conflict { // somebody else's, or our own from a COMMIT without an answer
@@ -102,6 +96,83 @@ func (s *Payments) begin(ctx context.Context, bill payment.Bill) error {
 		return ErrDuplicate
 	}
 	return err
+}
+
+// beginMany stores that these orders are being charged, if nothing is stored of any.
+func (s *Payments) beginMany(ctx context.Context, bills []payment.Bill) error {
+	payments := make([]payment.Payment, len(bills))
+	for i, bill := range bills {
+		payments[i] = charging(bill)
+	}
+	return s.store.InTx(WithoutDelivery(ctx), func(ctx context.Context, tx PaymentTx) error {
+		return tx.Payments.AddMany(ctx, payments)
+	})
+}
+
+func charging(bill payment.Bill) payment.Payment {
+	return payment.Payment{Bill: bill, State: payment.Charging}
+}
+
+// charged is what the gateway said about an order.
+type charged struct {
+	order     event.Order
+	id        order.ID
+	reference string
+	refused   bool
+	reason    string
+	at        time.Time
+}
+
+// settleOne stores and announces what the gateway said.
+func (s *Payments) settleOne(ctx context.Context, c charged) error {
+	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+		var changed bool
+		err := tx.Payments.Update(ctx, c.id, func(p *payment.Payment) (bool, error) {
+			changed = c.decide(p)
+			return changed, nil
+		})
+		if err != nil || !changed { // the order was cancelled meanwhile, or this is not the only one who asked
+			return err
+		}
+		return tx.Outbox.Publish(ctx, c.event())
+	})
+}
+
+// settleMany is settleOne of several, all or none.
+func (s *Payments) settleMany(ctx context.Context, all []charged) error {
+	of, ids, err := byOrder(all, func(c charged) (order.ID, error) { return c.id, nil })
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+		var events []event.Event
+		err := tx.Payments.UpdateMany(ctx, ids, func(p *payment.Payment) (bool, error) {
+			c := of[p.Bill.OrderID]
+			changed := c.decide(p)
+			if changed {
+				events = append(events, c.event())
+			}
+			return changed, nil
+		})
+		if err != nil || len(events) == 0 {
+			return err
+		}
+		return tx.Outbox.Publish(ctx, events...)
+	})
+}
+
+func (c charged) decide(p *payment.Payment) (changed bool) {
+	if c.refused {
+		return p.Refuse(c.reason, c.at)
+	}
+	return p.Succeed(c.reference, c.at)
+}
+
+func (c charged) event() event.Event {
+	if c.refused {
+		return event.PaymentRefused{Order: c.order, Reason: c.reason, RefusedAt: c.at}
+	}
+	return event.PaymentSucceeded{Order: c.order, Reference: c.reference, PaidAt: c.at}
 }
 
 func (s *Payments) correct(ctx context.Context, bill payment.Bill) error {

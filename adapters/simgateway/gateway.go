@@ -10,9 +10,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"takeout/adapters/sqldb"
+	"takeout/app"
 	"takeout/domain"
 	"takeout/domain/order"
 	"takeout/domain/payment"
@@ -28,12 +31,18 @@ func Schema() sqldb.Schema { return sqldb.Schema{Name: "gateway", Files: migrati
 type Gateway struct {
 	db                 *sqldb.DB
 	refusals, timeouts float64
+
+	together *app.Together[*charge]
 }
 
 // New returns a gateway that keeps its books in db, which must have its Schema. It refuses the part refusals of all
 // orders, always the same ones, and the part timeouts of its calls, by chance, takes effect and fails. Both are between
 // 0 and 1.
-func New(db *sqldb.DB, refusals, timeouts float64) *Gateway { return &Gateway{db, refusals, timeouts} }
+func New(db *sqldb.DB, refusals, timeouts float64) *Gateway {
+	g := &Gateway{db: db, refusals: refusals, timeouts: timeouts}
+	g.together = &app.Together[*charge]{One: g.chargeOne, Many: g.chargeMany, Most: 100, Parallel: 1, Patience: 100 * time.Millisecond}
+	return g
+}
 
 // line is one order in the books.
 type line struct {
@@ -42,27 +51,62 @@ type line struct {
 	charged, cancelled bool
 }
 
+// charge is a call of Charge.
+type charge struct {
+	bill payment.Bill
+	at   sql.NullTime // not valid if it is refused
+	line line         // in the books
+}
+
 // Charge implements app.Gateway. It is Invalid if the order was charged with another amount.
 func (g *Gateway) Charge(ctx context.Context, bill payment.Bill) (string, error) {
-	now := sql.NullTime{Time: time.Now().UTC().Truncate(time.Microsecond), Valid: !g.refuses(bill.OrderID)}
-	var l line
-	err := g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		l, err = g.open(ctx, tx, bill, now, sql.NullTime{})
-		return err
-	})
-	switch {
+	c := &charge{bill: bill, at: sql.NullTime{Time: time.Now().UTC().Truncate(time.Microsecond), Valid: !g.refuses(bill.OrderID)}}
+	switch err := g.together.Do(ctx, c); {
 	case err != nil:
 		return "", err
-	case l.money != bill.Money:
-		return "", domain.Errorf(domain.Invalid, "amount_mismatch", "the gateway knows order %s with the amount %s", bill.OrderID, l.money)
+	case c.line.money != bill.Money:
+		return "", domain.Errorf(domain.Invalid, "amount_mismatch", "the gateway knows order %s with the amount %s", bill.OrderID, c.line.money)
 	case g.late():
 		return "", errLate
-	case l.cancelled:
+	case c.line.cancelled:
 		return "", domain.Errorf(domain.Conflict, "payment_refused", "the payment was cancelled")
-	case !l.charged:
+	case !c.line.charged:
 		return "", domain.Errorf(domain.Conflict, "payment_refused", "the card was declined")
 	}
-	return l.reference, nil
+	return c.line.reference, nil
+}
+
+func (g *Gateway) chargeOne(ctx context.Context, c *charge, _ bool) error {
+	return g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		c.line, err = g.open(ctx, tx, c.bill, c.at, sql.NullTime{})
+		return err
+	})
+}
+
+// chargeMany enters orders that are not in the books.
+func (g *Gateway) chargeMany(ctx context.Context, all []*charge) error {
+	slices.SortFunc(all, func(a, b *charge) int { return strings.Compare(a.bill.OrderID.String(), b.bill.OrderID.String()) })
+	var values []any
+	for _, c := range all {
+		c.line = fresh(c.bill, c.at, sql.NullTime{})
+		values = append(values, c.line.values(c.bill.OrderID, c.at, sql.NullTime{})...)
+	}
+	return g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, sqldb.Insert("simulated_charge", columns, len(all)), values...)
+		return err
+	})
+}
+
+const columns = "orderId, amount, currency, reference, charged_at, cancelled_at, calls"
+
+// fresh is the line of an order that was not in the books.
+func fresh(bill payment.Bill, charged, cancelled sql.NullTime) line {
+	return line{bill.Money, "sim_" + bill.OrderID.String(), charged.Valid, cancelled.Valid}
+}
+
+// values are those of columns after the first call.
+func (l line) values(id order.ID, charged, cancelled sql.NullTime) []any {
+	return []any{id.String(), l.money.Amount(), l.money.Currency(), l.reference, charged, cancelled, 1}
 }
 
 // Cancel implements app.Gateway.
@@ -86,15 +130,18 @@ func (g *Gateway) Cancel(ctx context.Context, bill payment.Bill) error {
 func (g *Gateway) open(ctx context.Context, tx *sql.Tx, bill payment.Bill, charged, cancelled sql.NullTime) (line, error) {
 	id := bill.OrderID.String()
 	known, err := count(ctx, tx, id)
-	if err == nil && !known {
-		_, err = tx.ExecContext(ctx, "INSERT INTO simulated_charge (orderId, amount, currency, reference, charged_at, cancelled_at, calls) "+
-			"VALUES (?, ?, ?, ?, ?, ?, 1)", id, bill.Money.Amount(), bill.Money.Currency(), "sim_"+id, charged, cancelled)
-		if g.db.IsDuplicate(err) { // somebody asked at the same time
-			_, err = count(ctx, tx, id)
-		}
-	}
 	if err != nil {
 		return line{}, err
+	}
+	if !known {
+		l := fresh(bill, charged, cancelled)
+		_, err := tx.ExecContext(ctx, sqldb.Insert("simulated_charge", columns, 1), l.values(bill.OrderID, charged, cancelled)...)
+		if !g.db.IsDuplicate(err) {
+			return l, err
+		}
+		if _, err := count(ctx, tx, id); err != nil { // somebody asked at the same time
+			return line{}, err
+		}
 	}
 	var (
 		l        line

@@ -11,6 +11,7 @@ import (
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/order"
+	"takeout/domain/payment"
 	"takeout/domain/points"
 )
 
@@ -58,7 +59,7 @@ func record(ctx context.Context, db *sqldb.DB, tx *sql.Tx, delivered []app.Deliv
 func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, error) {
 	var found []*order.Order
 	for some := range slices.Chunk(ids, mostRows) {
-		err := r.each(ctx, "SELECT "+orderColumns+" FROM order_info WHERE "+among("orderId", len(some)), texts(some), func(row scanner) error {
+		err := each(ctx, r.q, "SELECT "+orderColumns+" FROM order_info WHERE "+among("orderId", len(some)), texts(some), func(row scanner) error {
 			o, err := scanOrder(row)
 			found = append(found, o)
 			return err
@@ -80,43 +81,59 @@ func (r orders) UpdateMany(ctx context.Context, ids []order.ID, change func(*ord
 }
 
 func (r orders) updateSome(ctx context.Context, ids []order.ID, change func(*order.Order) (bool, error)) error {
+	return changing[*order.Order]{
+		table: "order_info", columns: orderColumns, index: "order_info_orderId", scan: scanOrder,
+		changeable: changeableColumns, values: func(o *order.Order) []any { return changeable(o.Snapshot()) },
+	}.update(ctx, r.q, r.db, ids, change)
+}
+
+// changing is how rows of a table are changed, many with two statements.
+type changing[T any] struct {
+	table, columns, index string // of the order's id
+	scan                  func(row scanner, before ...any) (T, error)
+	changeable            []string
+	values                func(T) []any // of the changeable
+}
+
+// update locks the rows of the orders, mostRows at most, and stores those that change reports to have changed.
+func (c changing[T]) update(ctx context.Context, q querier, db *sqldb.DB, ids []order.ID, change func(T) (bool, error)) error {
 	var rows []int64
-	var found []*order.Order
-	err := r.each(ctx, "SELECT id, "+orderColumns+" FROM order_info"+r.db.Force("order_info_orderId")+" WHERE "+among("orderId", len(ids))+
-		" ORDER BY orderId"+r.db.ForUpdate, texts(ids), func(row scanner) error {
+	var found []T
+	err := each(ctx, q, "SELECT id, "+c.columns+" FROM "+c.table+db.Force(c.index)+" WHERE "+among("orderId", len(ids))+
+		" ORDER BY orderId"+db.ForUpdate, texts(ids), func(row scanner) error {
 		var id int64
-		o, err := scanOrder(row, &id)
-		rows, found = append(rows, id), append(found, o)
+		one, err := c.scan(row, &id)
+		rows, found = append(rows, id), append(found, one)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	if len(found) < len(ids) {
-		return domain.Errorf(domain.NotFound, "order_not_found", "%d of %d orders are not there", len(ids)-len(found), len(ids))
+		return domain.Errorf(domain.NotFound, "order_not_found", "%d of %d orders are not in %s", len(ids)-len(found), len(ids), c.table)
 	}
 	var values []any
 	changes := 0
-	for i, o := range found {
-		changed, err := change(o)
+	for i, one := range found {
+		changed, err := change(one)
 		if err != nil {
 			return err
 		}
 		if changed {
 			changes++
-			values = append(append(values, rows[i]), changeable(o.Snapshot())...)
+			values = append(append(values, rows[i]), c.values(one)...)
 		}
 	}
 	if changes == 0 {
 		return nil
 	}
-	_, err = r.q.ExecContext(ctx, r.db.UpdateRows("order_info", changeableColumns, changes), values...)
+	_, err = q.ExecContext(ctx, db.UpdateRows(c.table, c.changeable, changes), values...)
 	return err
 }
 
 // each reads rows.
-func (r orders) each(ctx context.Context, query string, args []any, read func(row scanner) error) error {
-	rows, err := r.q.QueryContext(ctx, query, args...)
+func each(ctx context.Context, q querier, query string, args []any, read func(row scanner) error) error {
+	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}
@@ -228,6 +245,35 @@ func (r couriers) count(ctx context.Context, ids []dispatch.CourierID, orders ma
 		n += int(counted)
 	}
 	return n == len(ids), nil
+}
+
+func (r payments) AddMany(ctx context.Context, all []payment.Payment) error {
+	rows := make([][]any, len(all))
+	for i, p := range slices.SortedFunc(slices.Values(all), func(a, b payment.Payment) int { return compareOrders(a.Bill.OrderID, b.Bill.OrderID) }) {
+		rows[i] = paymentValues(p)
+	}
+	err := insertRows(ctx, r.q, "payment", paymentColumns, rows)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "payment_exists", "one of %d orders has a payment", len(all))
+	}
+	return err
+}
+
+func (r payments) UpdateMany(ctx context.Context, ids []order.ID, change func(*payment.Payment) (bool, error)) error {
+	how := changing[*payment.Payment]{
+		table: "payment", columns: paymentColumns, index: "payment_orderId",
+		scan: func(row scanner, before ...any) (*payment.Payment, error) {
+			p, err := scanPayment(row, before...)
+			return &p, err
+		},
+		changeable: changeablePayment, values: func(p *payment.Payment) []any { return changeablePaymentValues(*p) },
+	}
+	for some := range slices.Chunk(slices.SortedFunc(slices.Values(ids), compareOrders), mostRows) {
+		if err := how.update(ctx, r.q, r.db, some, change); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r ledger) AddMany(ctx context.Context, all []points.Entry) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 
 	"takeout/adapters/sqldb"
 	"takeout/domain"
@@ -20,10 +21,27 @@ type payments struct {
 
 const paymentColumns = "orderId, name, order_money, currency, placed_at, order_version, state, reference, reason, decided_at, refunded_at"
 
-func (r payments) Add(ctx context.Context, p payment.Payment) error {
-	_, err := r.q.ExecContext(ctx, "INSERT INTO payment ("+paymentColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+// paymentValues are the values of paymentColumns.
+func paymentValues(p payment.Payment) []any {
+	return []any{
 		p.Bill.OrderID.String(), p.Bill.Name, p.Bill.Money.Amount(), p.Bill.Money.Currency(), p.Bill.PlacedAt, p.Bill.OrderVersion,
-		p.State.String(), p.Reference, clip(p.Reason, maxReason), nullTime(p.DecidedAt), nullTime(p.RefundedAt))
+		p.State.String(), p.Reference, clip(p.Reason, maxReason), nullTime(p.DecidedAt), nullTime(p.RefundedAt),
+	}
+}
+
+// changeablePayment are the columns of a payment that may change.
+var changeablePayment = []string{"name", "placed_at", "order_version", "state", "reference", "reason", "decided_at", "refunded_at"}
+
+// changeablePaymentValues are the values of changeablePayment.
+func changeablePaymentValues(p payment.Payment) []any {
+	return []any{
+		p.Bill.Name, p.Bill.PlacedAt, p.Bill.OrderVersion, p.State.String(), p.Reference, clip(p.Reason, maxReason),
+		nullTime(p.DecidedAt), nullTime(p.RefundedAt),
+	}
+}
+
+func (r payments) Add(ctx context.Context, p payment.Payment) error {
+	_, err := r.q.ExecContext(ctx, sqldb.Insert("payment", paymentColumns, 1), paymentValues(p)...)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "payment_exists", "order %s has a payment", p.Bill.OrderID)
 	}
@@ -53,22 +71,20 @@ func (r payments) Update(ctx context.Context, id order.ID, change func(*payment.
 	if changed, err := change(&p); err != nil || !changed {
 		return err
 	}
-	_, err = r.q.ExecContext(ctx, "UPDATE payment SET name = ?, placed_at = ?, order_version = ?, state = ?, reference = ?, reason = ?, "+
-		"decided_at = ?, refunded_at = ? WHERE orderId = ?",
-		p.Bill.Name, p.Bill.PlacedAt, p.Bill.OrderVersion, p.State.String(), p.Reference, clip(p.Reason, maxReason),
-		nullTime(p.DecidedAt), nullTime(p.RefundedAt), id.String())
+	_, err = r.q.ExecContext(ctx, "UPDATE payment SET "+strings.Join(changeablePayment, " = ?, ")+" = ? WHERE orderId = ?",
+		append(changeablePaymentValues(p), id.String())...)
 	return err
 }
 
-func scanPayment(row interface{ Scan(...any) error }) (payment.Payment, error) {
+func scanPayment(row scanner, before ...any) (payment.Payment, error) {
 	var (
 		p                   payment.Payment
 		id, currency, state string
 		amount              int64
 		decided, refunded   sql.NullTime
 	)
-	err := row.Scan(&id, &p.Bill.Name, &amount, &currency, &p.Bill.PlacedAt, &p.Bill.OrderVersion, &state, &p.Reference, &p.Reason,
-		&decided, &refunded)
+	err := row.Scan(append(before, &id, &p.Bill.Name, &amount, &currency, &p.Bill.PlacedAt, &p.Bill.OrderVersion, &state, &p.Reference,
+		&p.Reason, &decided, &refunded)...)
 	if err != nil {
 		return p, err
 	}

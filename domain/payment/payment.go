@@ -99,9 +99,15 @@ func (p *Payment) Correct(bill Bill) (bool, error) {
 type Repository interface {
 	// Add stores a new payment. Conflict if the order has one.
 	Add(ctx context.Context, p Payment) error
+	// AddMany stores payments of different orders, all or none. Conflict if one of the orders has a payment. Two
+	// transactions that do so at once do not wait for each other in a circle.
+	AddMany(ctx context.Context, all []Payment) error
 	// Get returns the payment of an order. NotFound if there is none.
 	Get(ctx context.Context, id order.ID) (Payment, error)
 	// Update locks the payment, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.
 	Update(ctx context.Context, id order.ID, change func(*Payment) (bool, error)) error
+	// UpdateMany is Update of the payments of several orders, whose ids are distinct. An error of change ends it. NotFound
+	// if one of the orders has no payment. Two transactions that do so at once do not wait for each other in a circle.
+	UpdateMany(ctx context.Context, ids []order.ID, change func(*Payment) (bool, error)) error
 }
