@@ -45,6 +45,7 @@ func pointsOf(stack string) []crashpoint.Point {
 func (r *run) crash(ctx context.Context, rnd *rand.Rand, points []crashpoint.Point) (string, error) {
 	aimed := map[*member]string{}
 	rest := slices.Clone(points)
+	rnd.Shuffle(len(rest), func(i, j int) { rest[i], rest[j] = rest[j], rest[i] })
 	for _, i := range rnd.Perm(len(r.fleet.members)) {
 		m := r.fleet.members[i]
 		mine := func(p crashpoint.Point) bool { return m.role == "all" || slices.Contains(p.Roles, m.role) }
