@@ -29,12 +29,15 @@ test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
 test-race: ## run all tests with the race detector; slower
 	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race ./...
 
-VERIFY_ORDERS ?= 1000000
-VERIFY_FAULTS ?= 500
+VERIFY_RUNS ?= 10
+VERIFY_ORDERS ?= 100000
+VERIFY_FAULTS ?= 50
+VERIFY_SEED ?= 1
+verify_runs = --runs $(VERIFY_RUNS) --orders $(VERIFY_ORDERS) --faults $(VERIFY_FAULTS) --seed $(VERIFY_SEED)
 
-verify: build ## a million orders and five hundred faults on each stack; docs/verification.md tells more
-	bin/takeout verify --stack mysql+amqp --roles 2 --orders $(VERIFY_ORDERS) --faults $(VERIFY_FAULTS) --json bin/verify-servers.json
-	bin/takeout verify --stack embedded --orders $(VERIFY_ORDERS) --faults $(VERIFY_FAULTS) --json bin/verify-embedded.json
+verify: build ## a million orders and five hundred faults on each stack, in ten runs; hours. docs/verification.md tells more
+	bin/takeout verify --stack mysql+amqp --roles 2 $(verify_runs) --json bin/verify-servers.json
+	bin/takeout verify --stack embedded $(verify_runs) --json bin/verify-embedded.json
 
 verify-mutants: ## plant defects in the program, one at a time, and require that takeout verify finds each
 	$(GO) run ./verify/mutants/run

@@ -32,6 +32,7 @@ type verifyCmd struct {
 	Faults   int           `default:"20" help:"How many faults to make meanwhile."`
 	Duration time.Duration `help:"End after this time, whatever is left to do then. No limit if 0."`
 	Seed     uint64        `help:"Where the orders and faults come from. A new one if 0."`
+	Runs     int           `default:"1" help:"How many such runs to do, each with the seed after that of the one before, until one fails."`
 	Roles    int           `default:"1" help:"Processes of each role; one of all roles on the embedded stack."`
 	Fault    []string      `help:"Make only faults of these kinds; see docs/verification.md."`
 	JSON     string        `name:"json" placeholder:"FILE" help:"Write the whole report there."`
@@ -52,27 +53,51 @@ func (c *verifyCmd) Run(out output) error {
 	}
 	options := verify.Options{
 		Stack: c.Stack, Orders: c.Orders, Faults: c.Faults, Duration: c.Duration, Seed: c.Seed, Roles: c.Roles, Kinds: c.Fault,
-		MySQLURL: c.MySQLURL, AMQPURL: c.AMQPURL, Program: program, Dir: c.KeepDir,
+		MySQLURL: c.MySQLURL, AMQPURL: c.AMQPURL, Program: program,
 	}
-	if err := options.Validate(); err != nil {
+	switch err := options.Validate(); {
+	case err != nil:
 		return usage(err)
-	}
-	if c.KeepDir == "" {
-		if options.Dir, err = os.MkdirTemp("", "takeout-verify-"); err != nil {
-			return err
-		}
-	} else if err := os.Mkdir(c.KeepDir, 0o700); err != nil {
-		return usage(fmt.Errorf("--keep: %w", err))
+	case c.Runs < 1 || c.Runs > 10_000:
+		return usage(errors.New("--runs must be between 1 and 10000"))
+	case c.Runs > 1 && c.KeepDir != "":
+		return usage(errors.New("--keep is for one run"))
 	}
 	ctx, stopped := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopped()
-	fmt.Fprintf(out.err, "takeout %s, stack %s, seed %d\n", service.Version(), c.Stack, c.Seed)
-	report, err := verify.Run(ctx, options, newProgress(out.err), slog.New(slog.DiscardHandler))
-	if err != nil {
-		return exitError{fmt.Errorf("not verified: %w; logs are in %s", err, options.Dir), exitUnverified}
+	var runs []*verify.Report
+	for range c.Runs {
+		if options.Dir, err = c.dir(); err != nil {
+			return err
+		}
+		fmt.Fprintf(out.err, "takeout %s, stack %s, seed %d\n", service.Version(), c.Stack, options.Seed)
+		report, err := verify.Run(ctx, options, newProgress(out.err), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return exitError{fmt.Errorf("not verified: %w; logs are in %s", err, options.Dir), exitUnverified}
+		}
+		report.Build = service.Version()
+		runs = append(runs, report)
+		// A long series must not lose what it has.
+		if err := errors.Join(c.save(verify.Sum(runs)), c.conclude(out, report, options.Dir)); err != nil {
+			return err
+		}
+		options.Seed++
 	}
-	report.Build = service.Version()
-	return errors.Join(c.save(report), c.conclude(out, report, options.Dir))
+	if c.Runs > 1 {
+		fmt.Fprintf(out.out, "%d runs, seeds %d to %d: %s\n", c.Runs, c.Seed, options.Seed-1, verify.Sum(runs).Line())
+	}
+	return nil
+}
+
+// dir makes the directory of a run.
+func (c *verifyCmd) dir() (string, error) {
+	if c.KeepDir == "" {
+		return os.MkdirTemp("", "takeout-verify-")
+	}
+	if err := os.Mkdir(c.KeepDir, 0o700); err != nil {
+		return "", usage(fmt.Errorf("--keep: %w", err))
+	}
+	return c.KeepDir, nil
 }
 
 func (c *verifyCmd) save(report *verify.Report) error {

@@ -16,7 +16,8 @@ import (
 type Report struct {
 	OK        bool      `json:"ok"`
 	Stack     string    `json:"stack"`
-	Seed      uint64    `json:"seed"`
+	Seed      uint64    `json:"seed"` // the first of them
+	Seeds     []uint64  `json:"seeds"`
 	Roles     int       `json:"roles"`
 	Build     string    `json:"build"`
 	Replay    string    `json:"replay"` // the command that asks and breaks the same again
@@ -46,6 +47,8 @@ type Report struct {
 
 	Checked    *check.Report     `json:"checked"`
 	Violations []check.Violation `json:"violations"` // beside those that the databases show
+
+	Runs []*Report `json:"runs,omitempty"` // those that this is the sum of
 }
 
 // Progress shows a run to a person. Its methods may be called by several goroutines.
@@ -57,7 +60,7 @@ type Progress interface {
 }
 
 func newReport(o Options) *Report {
-	return &Report{Stack: o.Stack, Seed: o.Seed, Roles: o.Roles, Replay: o.replay(), StartedAt: time.Now().UTC(), Points: map[string]int{}, aimed: map[string]int{}}
+	return &Report{Stack: o.Stack, Seed: o.Seed, Seeds: []uint64{o.Seed}, Roles: o.Roles, Replay: o.replay(), StartedAt: time.Now().UTC(), Points: map[string]int{}, aimed: map[string]int{}}
 }
 
 // replay is the command that asks and breaks the same again.
@@ -80,14 +83,56 @@ func (r *Report) conclude(run *run, found *check.Report, took time.Duration) {
 	r.PlaceP50, r.PlaceP99 = seconds(l.calm.quantile(0.5)), seconds(l.calm.quantile(0.99))
 	r.BrokerAwayP50, r.BrokerAwayP99 = seconds(l.brokerAway.quantile(0.5)), seconds(l.brokerAway.quantile(0.99))
 	r.BrokerAway = l.brokerAway.count()
+	r.Took = seconds(time.Since(run.began))
+	r.OK = found.OK() && len(r.Violations) == 0
+	r.bound()
+}
+
+func (r *Report) bound() {
 	if r.Orders > 0 {
 		r.BoundOrders = 3 / float64(r.Orders)
 	}
 	if r.Faults > 0 {
 		r.BoundFaults = 3 / float64(r.Faults)
 	}
-	r.Took = seconds(time.Since(run.began))
-	r.OK = found.OK() && len(r.Violations) == 0
+}
+
+// Sum is the report of runs of one stack, one or more, taken together: counts are added, and times to rest and latencies
+// are those of the worst run. What was broken last says how it is replayed.
+func Sum(runs []*Report) *Report {
+	if len(runs) == 1 {
+		return runs[0]
+	}
+	first, last := runs[0], runs[len(runs)-1]
+	total := &Report{
+		OK: true, Stack: first.Stack, Seed: first.Seed, Roles: first.Roles, Build: first.Build, Replay: last.Replay, StartedAt: first.StartedAt,
+		Groups: map[string]int{}, Points: map[string]int{}, Checked: check.NewReport(), Runs: runs,
+	}
+	for _, r := range runs {
+		total.OK = total.OK && r.OK
+		total.Seeds = append(total.Seeds, r.Seeds...)
+		total.Took += r.Took
+		total.Orders += r.Orders
+		total.Faults += r.Faults
+		addUp(total.Groups, r.Groups)
+		addUp(total.Points, r.Points)
+		total.Rest = max(total.Rest, r.Rest)
+		total.CheckTook += r.CheckTook
+		total.Repaired += r.Repaired
+		total.PlaceP50, total.PlaceP99 = max(total.PlaceP50, r.PlaceP50), max(total.PlaceP99, r.PlaceP99)
+		total.BrokerAwayP50, total.BrokerAwayP99 = max(total.BrokerAwayP50, r.BrokerAwayP50), max(total.BrokerAwayP99, r.BrokerAwayP99)
+		total.BrokerAway += r.BrokerAway
+		total.Checked.Add(r.Checked)
+		total.Violations = append(total.Violations, r.Violations...)
+	}
+	total.bound()
+	return total
+}
+
+func addUp(sum, more map[string]int) {
+	for name, n := range more {
+		sum[name] += n
+	}
 }
 
 // All are the violations that are told one by one.

@@ -17,6 +17,7 @@ import (
 
 	"takeout/tests/testenv"
 	"takeout/verify"
+	"takeout/verify/check"
 	"takeout/verify/servers"
 )
 
@@ -133,6 +134,30 @@ func TestSameSeedBreaksTheSame(t *testing.T) {
 	require.Equal(t, broke[0], broke[1])
 }
 
+func TestSeriesOfRunsIsSummedUp(t *testing.T) {
+	t.Parallel()
+	code, said, report := run(t, nil, "--orders", "100", "--faults", "2", "--runs", "2", "--seed", "8", "--fault", "kill,poison")
+	require.Zero(t, code, said)
+	require.True(t, report.OK)
+	require.Equal(t, []uint64{8, 9}, report.Seeds)
+	require.Equal(t, 200, report.Orders)
+	require.Equal(t, 4, report.Faults)
+	require.InDelta(t, 3.0/200, report.BoundOrders, 1e-9)
+	require.Len(t, report.Runs, 2)
+	require.Equal(t, report.Runs[0].Checked.Stored+report.Runs[1].Checked.Stored, report.Checked.Stored)
+	require.Contains(t, said, "2 runs, seeds 8 to 9: orders=200 ")
+}
+
+func TestSeriesIsRedIfOneRunIs(t *testing.T) {
+	t.Parallel()
+	green, red := &verify.Report{OK: true, Replay: "green", Checked: check.NewReport()}, &verify.Report{Replay: "red", Checked: check.NewReport()}
+	red.Checked.ViolationCount["I1 lost"] = 2
+	sum := verify.Sum([]*verify.Report{green, red})
+	require.False(t, sum.OK)
+	require.Equal(t, "red", sum.Replay)
+	require.Contains(t, sum.Line(), "lost=2 ")
+}
+
 func TestWhatCannotBeVerifiedIsRefusedInOneLine(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -147,6 +172,8 @@ func TestWhatCannotBeVerifiedIsRefusedInOneLine(t *testing.T) {
 		{[]string{"--fault", "earthquake"}, `has no fault "earthquake"`},
 		{[]string{"--fault", "broker-kill"}, `the embedded stack has no fault "broker-kill"`},
 		{[]string{"--duration", "-1s"}, "--duration"},
+		{[]string{"--runs", "0"}, "--runs must be between"},
+		{[]string{"--runs", "2", "--keep", "somewhere"}, "--keep is for one run"},
 		{[]string{"--mysql-url", "mysql://root:secret@127.0.0.1:1/"}, "password on the command line"},
 	} {
 		code, said, report := run(t, nil, c.args...)

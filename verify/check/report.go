@@ -55,6 +55,39 @@ func (v Violation) String() string {
 	return fmt.Sprintf("%s %s order %q (number %d): %s", v.Invariant, v.Class, v.OrderID, v.Number, v.Detail)
 }
 
+// NewReport returns a report of nothing.
+func NewReport() *Report { return &Report{ViolationCount: map[string]int{}} }
+
+// Add adds what another check found, of other orders.
+func (r *Report) Add(other *Report) {
+	r.Orders += other.Orders
+	r.Acknowledged += other.Acknowledged
+	r.Unknown += other.Unknown
+	r.Recovered += other.Recovered
+	r.Refused += other.Refused
+	r.NotAsked += other.NotAsked
+	r.Stored += other.Stored
+	r.Placed += other.Placed
+	r.Dispatched += other.Dispatched
+	r.Delivered += other.Delivered
+	r.Cancelled += other.Cancelled
+	r.Events += other.Events
+	r.ConfirmedAgain += other.ConfirmedAgain
+	r.Handled += other.Handled
+	r.Absorbed += other.Absorbed
+	r.Destroyed += other.Destroyed
+	r.DelayedTries += other.DelayedTries
+	r.Failures += other.Failures
+	r.Recreated += other.Recreated
+	r.Repairs += other.Repairs
+	r.Findings += other.Findings
+	r.LogBytes += other.LogBytes
+	r.Violations = append(r.Violations, other.Violations...)
+	for kind, n := range other.ViolationCount {
+		r.ViolationCount[kind] += n
+	}
+}
+
 // OK reports whether every promise was kept.
 func (r *Report) OK() bool { return len(r.ViolationCount) == 0 }
 
