@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -253,7 +254,11 @@ func (r *race) publishFirst() (finish, error) {
 	e := event.OrderPlaced{Order: event.Order{
 		OrderID: r.id, Name: "Mapo tofu", Amount: 2850, Currency: "CNY", Status: "placed", Version: 1, PlacedAt: time.Now(),
 	}}
-	wait := time.Duration(r.chaos.IntN(6000)-3000) * time.Microsecond // who begins
+	// Who begins, and by how much: anything between microseconds and a quarter of a second, however fast the machine is.
+	wait := time.Duration(math.Exp2(18*r.chaos.Float64())) * time.Microsecond
+	if r.chaos.IntN(2) == 0 {
+		wait = -wait
+	}
 	var heard sync.WaitGroup
 	var compensated error
 	heard.Go(func() {

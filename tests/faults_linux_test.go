@@ -29,6 +29,8 @@ func TestFullDiskAcceptsNoOrderAndLosesNone(t *testing.T) {
 	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_PAYMENT_GATEWAY": "none"})
 	s := &system{stack: stack{order: "sqlite:" + dir + "/order.db", dispatch: "sqlite:" + dir + "/dispatch.db"}, api: p.url, dispatchAPI: p.url}
 	s.placeMany(t, 20, 4)
+	s.awaitAllDispatched(t, 20)
+	s.awaitRest(t) // or what is still to be done takes the room
 	log, err := os.Stat(filepath.Join(dir, "order.db-wal"))
 	require.NoError(t, err)
 	p.fileLimit(t, uint64(log.Size())+100_000) // there is room for a few more
