@@ -98,8 +98,8 @@ func TestServersThatFreezeOrDieTogetherWithEverythingElseLoseNothing(t *testing.
 	for _, p := range s.processes {
 		p.launch(t)
 	}
+	server.Start() // within the half minute for which a process that starts waits for it
 	broker.Start()
-	server.Start()
 	load.clients.Wait()
 	require.EqualValues(t, 200, load.accepted.Load())
 	healthy()
