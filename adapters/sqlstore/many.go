@@ -29,6 +29,16 @@ func insertRows(ctx context.Context, q querier, table, columns string, rows [][]
 	return nil
 }
 
+// insertByOrder inserts a row for each of all. Whoever does so takes locks in the order of the orders' ids, so that two who
+// do it at once do not wait for each other in a circle.
+func insertByOrder[T any](ctx context.Context, q querier, table, columns string, all []T, id func(T) order.ID, values func(T) []any) error {
+	rows := make([][]any, len(all))
+	for i, one := range slices.SortedFunc(slices.Values(all), func(a, b T) int { return compareOrders(id(a), id(b)) }) {
+		rows[i] = values(one)
+	}
+	return insertRows(ctx, q, table, columns, rows)
+}
+
 // among is the condition that a column has one of n values.
 func among(column string, n int) string {
 	return column + " IN (?" + strings.Repeat(", ?", n-1) + ")"
@@ -72,15 +82,6 @@ func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, er
 }
 
 func (r orders) UpdateMany(ctx context.Context, ids []order.ID, change func(*order.Order) (bool, error)) error {
-	for some := range slices.Chunk(slices.SortedFunc(slices.Values(ids), compareOrders), mostRows) {
-		if err := r.updateSome(ctx, some, change); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r orders) updateSome(ctx context.Context, ids []order.ID, change func(*order.Order) (bool, error)) error {
 	return changing[*order.Order]{
 		table: "order_info", columns: orderColumns, index: "order_info_orderId", scan: scanOrder,
 		changeable: changeableColumns, values: func(o *order.Order) []any { return changeable(o.Snapshot()) },
@@ -95,8 +96,17 @@ type changing[T any] struct {
 	values                func(T) []any // of the changeable
 }
 
-// update locks the rows of the orders, mostRows at most, and stores those that change reports to have changed.
+// update locks the rows of the orders, in the order of their ids, and stores those that change reports to have changed.
 func (c changing[T]) update(ctx context.Context, q querier, db *sqldb.DB, ids []order.ID, change func(T) (bool, error)) error {
+	for some := range slices.Chunk(slices.SortedFunc(slices.Values(ids), compareOrders), mostRows) {
+		if err := c.updateSome(ctx, q, db, some, change); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c changing[T]) updateSome(ctx context.Context, q querier, db *sqldb.DB, ids []order.ID, change func(T) (bool, error)) error {
 	var rows []int64
 	var found []T
 	err := each(ctx, q, "SELECT id, "+c.columns+" FROM "+c.table+db.Force(c.index)+" WHERE "+among("orderId", len(ids))+
@@ -158,11 +168,7 @@ func texts[T interface{ String() string }](ids []T) []any {
 }
 
 func (r dispatches) AddMany(ctx context.Context, all []dispatch.Dispatch) error {
-	rows := make([][]any, len(all))
-	for i, d := range slices.SortedFunc(slices.Values(all), func(a, b dispatch.Dispatch) int { return compareOrders(a.Job.OrderID, b.Job.OrderID) }) {
-		rows[i] = dispatchValues(d)
-	}
-	err := insertRows(ctx, r.q, "platoon", dispatchColumns, rows)
+	err := insertByOrder(ctx, r.q, "platoon", dispatchColumns, all, func(d dispatch.Dispatch) order.ID { return d.Job.OrderID }, dispatchValues)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "dispatched_before", "one of %d orders has a dispatch", len(all))
 	}
@@ -248,11 +254,7 @@ func (r couriers) count(ctx context.Context, ids []dispatch.CourierID, orders ma
 }
 
 func (r payments) AddMany(ctx context.Context, all []payment.Payment) error {
-	rows := make([][]any, len(all))
-	for i, p := range slices.SortedFunc(slices.Values(all), func(a, b payment.Payment) int { return compareOrders(a.Bill.OrderID, b.Bill.OrderID) }) {
-		rows[i] = paymentValues(p)
-	}
-	err := insertRows(ctx, r.q, "payment", paymentColumns, rows)
+	err := insertByOrder(ctx, r.q, "payment", paymentColumns, all, func(p payment.Payment) order.ID { return p.Bill.OrderID }, paymentValues)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "payment_exists", "one of %d orders has a payment", len(all))
 	}
@@ -260,28 +262,18 @@ func (r payments) AddMany(ctx context.Context, all []payment.Payment) error {
 }
 
 func (r payments) UpdateMany(ctx context.Context, ids []order.ID, change func(*payment.Payment) (bool, error)) error {
-	how := changing[*payment.Payment]{
+	return changing[*payment.Payment]{
 		table: "payment", columns: paymentColumns, index: "payment_orderId",
 		scan: func(row scanner, before ...any) (*payment.Payment, error) {
 			p, err := scanPayment(row, before...)
 			return &p, err
 		},
 		changeable: changeablePayment, values: func(p *payment.Payment) []any { return changeablePaymentValues(*p) },
-	}
-	for some := range slices.Chunk(slices.SortedFunc(slices.Values(ids), compareOrders), mostRows) {
-		if err := how.update(ctx, r.q, r.db, some, change); err != nil {
-			return err
-		}
-	}
-	return nil
+	}.update(ctx, r.q, r.db, ids, change)
 }
 
 func (r ledger) AddMany(ctx context.Context, all []points.Entry) error {
-	rows := make([][]any, len(all))
-	for i, e := range slices.SortedFunc(slices.Values(all), func(a, b points.Entry) int { return compareOrders(a.OrderID, b.OrderID) }) {
-		rows[i] = entryValues(e)
-	}
-	err := insertRows(ctx, r.q, "points_entry", entryColumns, rows)
+	err := insertByOrder(ctx, r.q, "points_entry", entryColumns, all, func(e points.Entry) order.ID { return e.OrderID }, entryValues)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "points_entered", "one of %d orders has an entry of its kind", len(all))
 	}
