@@ -134,13 +134,14 @@ type checker struct {
 
 func newChecker(in Input) *checker {
 	c := &checker{
-		in: in, report: &Report{Orders: in.Plan.Orders, Violations: []Violation{}, ViolationCount: map[string]int{}},
+		in: in, report: NewReport(),
 		dbs: map[string]*sqldb.DB{}, routes: messaging.Topology(messaging.UseCases{}, true),
 		route: map[string]int{}, key: map[string]int{},
 		records: make([]record, in.Plan.Orders, in.Plan.Orders+len(in.Foreign)), index: make(map[uint64]int32, in.Plan.Orders),
 		ids: map[int32]string{}, extra: map[uint64]*extra{}, more: map[int32]*more{}, aside: map[uint64]bool{},
 		foreign: map[uint64]bool{}, invited: map[string]bool{}, assigned: map[string]int{}, failing: map[uint64]int{},
 	}
+	c.report.Orders = in.Plan.Orders
 	for i, r := range c.routes {
 		k := slices.Index(c.keys, r.Event)
 		if k < 0 {

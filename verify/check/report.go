@@ -56,7 +56,7 @@ func (v Violation) String() string {
 }
 
 // NewReport returns a report of nothing.
-func NewReport() *Report { return &Report{ViolationCount: map[string]int{}} }
+func NewReport() *Report { return &Report{Violations: []Violation{}, ViolationCount: map[string]int{}} }
 
 // Add adds what another check found, of other orders.
 func (r *Report) Add(other *Report) {
