@@ -65,7 +65,7 @@ func (s *Compensation) RecreateMany(ctx context.Context, events []event.OrderPla
 		return err
 	}
 	if len(stored) < len(ids) {
-		return errApart
+		return ErrAlone
 	}
 	for _, o := range stored {
 		if err := sameOrder(o, of[o.ID()]); err != nil {

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"takeout/domain/order"
@@ -24,6 +25,15 @@ type Delivery struct {
 
 // ErrDuplicate says that what was asked for had been done before. Nothing was changed.
 var ErrDuplicate = errors.New("done before")
+
+// Recorded is the error of a transaction with several deliveries, some of which the inbox knows. It has the answer to each
+// of those: ErrDuplicate, or an Invalid error if the message was another one. Nothing was changed.
+type Recorded map[Delivery]error
+
+// Error implements error.
+func (r Recorded) Error() string {
+	return fmt.Sprintf("%d of the messages were handled before", len(r))
+}
 
 type deliveryKey struct{}
 
@@ -69,8 +79,8 @@ const (
 
 // HandleTogether returns one, the handler of a message, for messages that come at the same time: those that wait while
 // others are being handled are then handled by many, in one transaction. many does for each what one does, or returns an
-// error and does nothing: then each is handled by one, in its own goroutine, and has its own error. Messages that are Apart
-// do not come to many.
+// error and does nothing: then those that the inbox knows are told so, and others are tried again in smaller numbers, in
+// the end by one, in their own goroutines. Messages that are Apart do not come to many.
 func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(ctx context.Context, all []E) error) func(ctx context.Context, e E) error {
 	type message struct {
 		delivery Delivery
@@ -78,13 +88,23 @@ func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(c
 	}
 	together := &Together[message]{
 		Most: mostDeliveries, Parallel: 1, Patience: deliveryPatience,
-		One: func(ctx context.Context, m message, _ bool) error { return one(ctx, m.event) }, // the inbox knows what is done
-		Many: func(ctx context.Context, all []message) error {
+		One: func(ctx context.Context, m message) error { return one(ctx, m.event) }, // the inbox knows what is done
+		Many: func(ctx context.Context, all []message) (map[int]error, error) {
 			deliveries, events := make([]Delivery, len(all)), make([]E, len(all))
 			for i, m := range all {
 				deliveries[i], events[i] = m.delivery, m.event
 			}
-			return many(WithDeliveries(ctx, deliveries...), events)
+			err := many(WithDeliveries(ctx, deliveries...), events)
+			var own map[int]error
+			if recorded, ok := errors.AsType[Recorded](err); ok {
+				own = make(map[int]error, len(recorded))
+				for i, m := range all {
+					if answer, is := recorded[m.delivery]; is {
+						own[i] = answer
+					}
+				}
+			}
+			return own, err
 		},
 	}
 	return func(ctx context.Context, e E) error {
@@ -111,10 +131,7 @@ func IsApart(ctx context.Context) bool {
 	return ctx.Value(apartKey{}) != nil || RetryFrom(ctx) != Retry{}
 }
 
-// errApart says that messages cannot be handled together. Nobody is shown it.
-var errApart = errors.New("each must be handled by itself")
-
-// byOrder returns what is about each order. It is errApart if two are about the same.
+// byOrder returns what is about each order. ErrAlone if two are about the same.
 func byOrder[T any](all []T, orderOf func(T) (order.ID, error)) (map[order.ID]T, []order.ID, error) {
 	of, ids := make(map[order.ID]T, len(all)), make([]order.ID, 0, len(all))
 	for _, one := range all {
@@ -125,7 +142,7 @@ func byOrder[T any](all []T, orderOf func(T) (order.ID, error)) (map[order.ID]T,
 		of[id], ids = one, append(ids, id)
 	}
 	if len(of) < len(all) {
-		return nil, nil, errApart
+		return nil, nil, ErrAlone
 	}
 	return of, ids, nil
 }

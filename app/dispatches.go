@@ -46,7 +46,7 @@ func (s *Dispatches) AssignPlacedMany(ctx context.Context, events []event.OrderP
 	orders := make([]event.Order, len(events))
 	for i, e := range events {
 		if e.Dispatch != nil {
-			return errApart
+			return ErrAlone
 		}
 		orders[i] = e.Order
 	}

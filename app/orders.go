@@ -78,7 +78,7 @@ func (s *Orders) Place(ctx context.Context, cmd PlaceOrder) (Placement, error) {
 	p := &placing{order: o, request: cmd.Request, answer: answer}
 	crashpoint.Here("order.place/before-transaction")
 	if s.legacy != nil {
-		err = s.placeOne(ctx, p, false)
+		err = s.placeOne(ctx, p)
 	} else {
 		err = p.known(ctx, s.together.Do(ctx, p))
 	}
@@ -116,20 +116,29 @@ func (p *placing) known(ctx context.Context, err error) error {
 	return err
 }
 
-// placeMany places orders as if nobody had used their ids and keys before, or none of them.
-func (s *Orders) placeMany(ctx context.Context, many []*placing) error {
+// placeMany places orders whose ids and keys nobody has used before. Those of others are answered alone.
+func (s *Orders) placeMany(ctx context.Context, many []*placing) (map[int]error, error) {
 	var answers []Answer
-	orders, events := make([]*order.Order, len(many)), make([]event.Event, len(many))
+	var orders []*order.Order
+	var events []event.Event
+	own, keys, ids := map[int]error{}, map[string]bool{}, map[order.ID]bool{}
 	for i, p := range many {
+		id := p.order.ID()
+		if ids[id] || p.answer != nil && keys[p.answer.Key] {
+			own[i] = ErrAlone // of two who ask for the same
+			continue
+		}
+		ids[id] = true
 		if p.answer != nil {
+			keys[p.answer.Key] = true
 			answers = append(answers, *p.answer)
 		}
-		orders[i], events[i] = p.order, placedEvent(p.order.Snapshot())
+		orders, events = append(orders, p.order), append(events, placedEvent(p.order.Snapshot()))
 	}
 	// Two who lock the same in one order wait for each other, and end in no deadlock.
 	slices.SortFunc(answers, func(a, b Answer) int { return cmp.Compare(a.Key, b.Key) })
 	slices.SortFunc(orders, func(a, b *order.Order) int { return cmp.Compare(a.ID().String(), b.ID().String()) })
-	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
+	err := s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		if err := tx.Answers.AddMany(ctx, answers); err != nil {
 			return err
 		}
@@ -140,12 +149,52 @@ func (s *Orders) placeMany(ctx context.Context, many []*placing) error {
 		if err := tx.Outbox.Publish(ctx, events...); err != nil {
 			return err
 		}
-		for _, p := range many {
-			p.ran, p.placement = true, p.fresh()
+		for i, p := range many {
+			if own[i] == nil {
+				p.ran, p.placement = true, p.fresh()
+			}
 		}
 		crashpoint.Here("order.place/before-commit")
 		return nil
 	})
+	if domain.KindOf(err) == domain.Conflict {
+		s.used(ctx, many, own)
+	}
+	return own, err
+}
+
+// used notes which of the orders have a key or an id that was used before. If it cannot be read, each finds out alone.
+func (s *Orders) used(ctx context.Context, many []*placing, own map[int]error) {
+	keys, ids := []string{}, make([]order.ID, len(many))
+	for i, p := range many {
+		ids[i] = p.order.ID()
+		if p.answer != nil {
+			keys = append(keys, p.answer.Key)
+		}
+	}
+	usedKeys, usedIDs := map[string]bool{}, map[order.ID]bool{}
+	err := s.store.View(ctx, func(ctx context.Context, tx OrderTx) error {
+		answered, err := tx.Answers.Used(ctx, keys)
+		if err != nil {
+			return err
+		}
+		for _, key := range answered {
+			usedKeys[key] = true
+		}
+		placed, err := tx.Orders.GetMany(ctx, ids)
+		for _, o := range placed {
+			usedIDs[o.ID()] = true
+		}
+		return err
+	})
+	if err != nil {
+		return
+	}
+	for i, p := range many {
+		if usedIDs[ids[i]] || p.answer != nil && usedKeys[p.answer.Key] {
+			own[i] = ErrAlone
+		}
+	}
 }
 
 // fresh is the placement of an order that was not placed before.
@@ -157,9 +206,9 @@ func (p *placing) fresh() Placement {
 	return placement
 }
 
-// placeOne places an order alone. p.ran tells more than again does: which of two requests with one key, that were tried
-// together and could not, placed the order.
-func (s *Orders) placeOne(ctx context.Context, p *placing, _ bool) error {
+// placeOne places an order alone. p.ran tells which of two requests with one key, that were tried together and could not,
+// placed the order.
+func (s *Orders) placeOne(ctx context.Context, p *placing) error {
 	o, answer, runs := p.order, p.answer, 0
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		runs++

@@ -207,6 +207,7 @@ func TestOneBadOrderAmongFiftySpoilsNoOther(t *testing.T) {
 		c.queue(append([]*guest{taken, reused}, guests...)...)()
 		require.Equal(t, domain.Conflict, domain.KindOf(taken.err), "%v", taken.err)
 		require.Equal(t, domain.Invalid, domain.KindOf(reused.err), "%v", reused.err)
+		require.Equal(t, 1+c.orders.AtOnce()+2+2, c.began, "one that fails, one without the two who are to blame, and theirs")
 		for _, g := range guests {
 			require.NoError(t, g.err)
 			require.False(t, g.placed.Before)
@@ -237,6 +238,7 @@ func TestOneOfThoseWhoPlaceTheSameOrderTogetherPlacesIt(t *testing.T) {
 					}
 				}
 				require.Equal(t, 1, fresh)
+				require.Equal(t, c.orders.AtOnce()+1+19, c.began)
 				require.Equal(t, []string{"o", "other"}, c.column(guestsOrders))
 				require.Len(t, c.column("SELECT id FROM outbox WHERE order_id = 'o'"), 1)
 			})

@@ -19,8 +19,8 @@ type Store[T any] interface {
 	// If ctx carries a Delivery, InTx first records it in the inbox table of the same transaction. If it is
 	// there already, InTx returns ErrDuplicate without calling fn; if it is there with another body, an Invalid
 	// error. So one message changes the database at most once, and a handler calls InTx at most once. If ctx carries
-	// several Deliveries, InTx records all of them, and returns ErrDuplicate if one is there already, or twice among
-	// them, whatever its body.
+	// several Deliveries, InTx records all of them. If some are there already, it returns Recorded without calling fn, and
+	// ErrDuplicate if one is there twice among them.
 	//
 	// fn must do nothing but use tx, and must recognise its own work by natural keys, because it may run again:
 	// after a deadlock, and when the answer to COMMIT was lost, in which case its first run may have taken
@@ -83,6 +83,8 @@ type Answers interface {
 	AddMany(ctx context.Context, many []Answer) error
 	// Amend replaces the body that this transaction added under the key.
 	Amend(ctx context.Context, key string, body []byte) error
+	// Used returns those of the keys that were used before.
+	Used(ctx context.Context, keys []string) ([]string, error)
 	// Get returns the answer stored under the key. NotFound if there is none.
 	Get(ctx context.Context, key string) (Answer, error)
 }

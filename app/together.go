@@ -17,12 +17,16 @@ import (
 // Its methods are safe for concurrent use. It has no goroutines of its own: one of the callers works for all.
 type Together[T any] struct {
 	// One does what a single caller wants. It is called in the caller's own goroutine, when the caller is alone and when
-	// Many failed. Then again is true, and One must recognise by natural keys what Many may have done all the same.
-	One func(ctx context.Context, item T, again bool) error
-	// Many does what all of them want, or nothing. Its context outlives that of each caller, but not manyTime. The error
-	// is not shown to the callers: when it fails the halves are tried, and who is alone in the end finds out by One what is
-	// wrong with its own. If it is Unavailable, everybody does.
-	Many func(ctx context.Context, items []T) error
+	// Many failed. It must recognise by natural keys what Many may have done all the same.
+	One func(ctx context.Context, item T) error
+	// Many does what all of them want, or returns an error and does nothing. Its context outlives that of each caller, but
+	// not manyTime.
+	//
+	// own says, by index, which items are no matter for Many, and what their callers get instead: an error, or the answer
+	// of One if it is ErrAlone. When Many failed, the others are then tried again without them. If it does not know any,
+	// the halves are tried, and who is alone in the end finds out by One what is wrong with its own: err is not shown to
+	// the callers. If err is Unavailable, everybody finds out alone.
+	Many func(ctx context.Context, items []T) (own map[int]error, err error)
 
 	Most     int // items of one call of Many
 	Parallel int // calls that may run at the same time
@@ -39,18 +43,15 @@ type Together[T any] struct {
 // ticket is a caller who waits.
 type ticket[T any] struct {
 	item  T
-	taken bool      // somebody works for it; guarded by Together.mu
-	turn  chan turn // has room for the one answer
+	taken bool       // somebody works for it; guarded by Together.mu
+	turn  chan error // has room for what a waiting caller is told: nil if it was done with the others
 }
 
-// turn is what a waiting caller is told.
-type turn int
+// errLead tells a waiting caller to work for the next batch.
+var errLead = errors.New("it is your turn to work for the others")
 
-const (
-	done  turn = iota // it was done with the others
-	alone             // do it yourself: it failed with others
-	lead              // you work for the next batch
-)
+// ErrAlone tells a caller to do it without the others.
+var ErrAlone = errors.New("it must be done alone")
 
 // manyTime is how long Many may take. A request has five seconds.
 const manyTime = 4 * time.Second
@@ -66,9 +67,9 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 		t.running++
 		t.mu.Unlock()
 		defer t.serving()()
-		return t.One(ctx, item, false)
+		return t.One(ctx, item)
 	}
-	own := &ticket[T]{item: item, turn: make(chan turn, 1)}
+	own := &ticket[T]{item: item, turn: make(chan error, 1)}
 	t.queue = append(t.queue, own)
 	t.mu.Unlock()
 
@@ -83,7 +84,7 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 	// Somebody has taken it. If its own turn to lead came in this moment, others wait for it.
 	select {
 	case told := <-own.turn:
-		if told != alone {
+		if !errors.Is(told, ErrAlone) {
 			return t.follow(ctx, own, told)
 		}
 	default:
@@ -91,26 +92,23 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 	return ErrUnsettled
 }
 
-func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told turn) error {
-	switch told {
-	case done:
-		return nil
-	case alone:
-		return t.One(ctx, own.item, true)
+func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told error) error {
+	if errors.Is(told, errLead) {
+		defer t.serving()()
+		batch := t.take(own)
+		if len(batch) == 1 {
+			return t.One(ctx, own.item)
+		}
+		t.serve(ctx, batch)
+		told = <-own.turn
 	}
-	defer t.serving()()
-	batch := t.take(own)
-	if len(batch) == 1 {
-		return t.One(ctx, own.item, false)
+	if errors.Is(told, ErrAlone) {
+		return t.One(ctx, own.item)
 	}
-	t.serve(ctx, batch)
-	if <-own.turn == alone {
-		return t.One(ctx, own.item, true)
-	}
-	return nil
+	return told
 }
 
-// serve tells each of the batch of a leader, whose own time does not count, whether it is done.
+// serve tells each of the batch of a leader, whose own time does not count, what became of it.
 func (t *Together[T]) serve(ctx context.Context, batch []*ticket[T]) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), manyTime)
 	defer cancel()
@@ -118,14 +116,19 @@ func (t *Together[T]) serve(ctx context.Context, batch []*ticket[T]) {
 	failures := 3 + len(batch)/4
 	var serve func(some []*ticket[T])
 	serve = func(some []*ticket[T]) {
-		told := alone
+		told := ErrAlone
 		if len(some) > 1 && failures > 0 {
-			err := t.many(ctx, some)
+			own, err := t.many(ctx, some)
+			some = tell(some, own)
 			switch {
 			case err == nil:
-				told = done
+				told = nil
 			case domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil:
 				failures = 0
+			case len(own) > 0:
+				failures--
+				serve(some)
+				return
 			default:
 				failures--
 				serve(some[:len(some)/2])
@@ -140,14 +143,27 @@ func (t *Together[T]) serve(ctx context.Context, batch []*ticket[T]) {
 	serve(batch)
 }
 
-func (t *Together[T]) many(ctx context.Context, batch []*ticket[T]) (err error) {
+// tell tells those who have an answer of their own, and returns the others.
+func tell[T any](some []*ticket[T], own map[int]error) []*ticket[T] {
+	others := make([]*ticket[T], 0, len(some))
+	for i, one := range some {
+		if answer, has := own[i]; has {
+			one.turn <- answer
+		} else {
+			others = append(others, one)
+		}
+	}
+	return others
+}
+
+func (t *Together[T]) many(ctx context.Context, batch []*ticket[T]) (own map[int]error, err error) {
 	items := make([]T, len(batch))
 	for i, b := range batch {
 		items[i] = b.item
 	}
 	defer func() {
 		if recover() != nil { // whoever it concerns meets it again alone
-			err = errApart
+			own, err = nil, ErrAlone
 		}
 	}()
 	return t.Many(ctx, items)
@@ -190,7 +206,7 @@ func (t *Together[T]) next() {
 	first := t.queue[0]
 	t.queue = t.queue[1:]
 	first.taken = true
-	first.turn <- lead
+	first.turn <- errLead
 }
 
 // leave takes a caller who waits no longer out of the queue, and reports whether nobody has begun to work for it.

@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,7 +17,7 @@ import (
 // desk records what Together was asked to do.
 type desk struct {
 	mu    sync.Mutex
-	ones  []string
+	ones  []int
 	manys [][]int
 
 	together *Together[int]
@@ -26,22 +25,26 @@ type desk struct {
 }
 
 func newDesk(many func([]int) error) *desk {
+	return newDeskOf(func(items []int) (map[int]error, error) { return nil, many(items) })
+}
+
+func newDeskOf(many func([]int) (map[int]error, error)) *desk {
 	d := &desk{busy: make(chan struct{})}
 	d.together = &Together[int]{
 		Most: 4, Parallel: 1,
-		One: func(_ context.Context, item int, again bool) error {
+		One: func(_ context.Context, item int) error {
 			if item == 0 {
 				<-d.busy
 			}
 			d.mu.Lock()
 			defer d.mu.Unlock()
-			d.ones = append(d.ones, fmt.Sprint(item, again))
+			d.ones = append(d.ones, item)
 			if item == 13 {
 				return errors.New("thirteen")
 			}
 			return nil
 		},
-		Many: func(_ context.Context, items []int) error {
+		Many: func(_ context.Context, items []int) (map[int]error, error) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.manys = append(d.manys, slices.Clone(items))
@@ -88,7 +91,7 @@ func TestWhoIsAloneIsServedAlone(t *testing.T) {
 	d := newDesk(func([]int) error { return nil })
 	require.NoError(t, d.together.Do(context.Background(), 5))
 	require.EqualError(t, d.together.Do(context.Background(), 13), "thirteen")
-	require.Equal(t, []string{"5 false", "13 false"}, d.ones)
+	require.Equal(t, []int{5, 13}, d.ones)
 	require.Empty(t, d.manys)
 }
 
@@ -99,7 +102,7 @@ func TestThoseWhoWaitAreServedTogetherInOrderAndNotTooMany(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Equal(t, [][]int{{10, 11, 12, 13}, {14, 15}}, d.manys)
-	require.Equal(t, []string{"0 false"}, d.ones)
+	require.Equal(t, []int{0}, d.ones)
 	require.Zero(t, d.together.running)
 }
 
@@ -116,7 +119,7 @@ func TestWhatFailsTogetherIsTriedAloneAndEachGetsItsOwnError(t *testing.T) {
 			require.EqualError(t, errs[4], "thirteen")
 			require.NoError(t, errors.Join(errs[:4]...))
 			slices.Sort(d.ones)
-			require.Equal(t, []string{"0 false", "10 true", "11 true", "12 true", "13 true"}, d.ones)
+			require.Equal(t, []int{0, 10, 11, 12, 13}, d.ones)
 		})
 	}
 }
@@ -135,7 +138,7 @@ func TestOneWhoIsToBlameCostsFewOthersTheirCompany(t *testing.T) {
 	errs[4] = nil
 	require.NoError(t, errors.Join(errs...))
 	slices.Sort(d.ones)
-	require.Equal(t, []string{"0 false", "12 true", "13 true"}, d.ones)
+	require.Equal(t, []int{0, 12, 13}, d.ones)
 	require.Len(t, d.manys, 7)
 }
 
@@ -154,6 +157,50 @@ func TestNoHalvesAreTriedWhereTheDatabaseIsAway(t *testing.T) {
 	d.occupy(t, 4)()
 	require.Len(t, d.ones, 5)
 	require.Len(t, d.manys, 1)
+}
+
+func TestThoseWhoHaveAnAnswerOfTheirOwnAreNotTriedAgainAndCostTheOthersOneMoreTry(t *testing.T) {
+	t.Parallel()
+	before := errors.New("done before")
+	d := newDeskOf(func(items []int) (map[int]error, error) {
+		own := map[int]error{}
+		for i, item := range items {
+			switch {
+			case item == 15:
+				own[i] = ErrAlone
+			case item%2 == 1:
+				own[i] = before
+			}
+		}
+		if len(own) > 0 {
+			return own, errors.New("no")
+		}
+		return nil, nil
+	})
+	d.together.Most = 64
+	errs := d.occupy(t, 7)()
+	for i, err := range errs[1:] {
+		if item := i + 10; item%2 == 1 && item != 15 {
+			require.ErrorIs(t, err, before, item)
+		} else {
+			require.NoError(t, err, item)
+		}
+	}
+	require.Equal(t, [][]int{{10, 11, 12, 13, 14, 15, 16}, {10, 12, 14, 16}}, d.manys)
+	slices.Sort(d.ones)
+	require.Equal(t, []int{0, 15}, d.ones)
+}
+
+func TestOwnAnswersOfThoseWhoWereDoneTogetherAreGivenToThemAlone(t *testing.T) {
+	t.Parallel()
+	copied := errors.New("a copy")
+	d := newDeskOf(func([]int) (map[int]error, error) { return map[int]error{1: copied}, nil })
+	errs := d.occupy(t, 3)()
+	require.ErrorIs(t, errs[2], copied)
+	errs[2] = nil
+	require.NoError(t, errors.Join(errs...))
+	require.Len(t, d.manys, 1)
+	require.Equal(t, []int{0}, d.ones)
 }
 
 func TestWhoLeavesTheQueueIsNotServed(t *testing.T) {
@@ -189,7 +236,7 @@ func TestWhoseTimeIsUpWhileOthersWorkIsToldThatNothingIsKnown(t *testing.T) {
 func TestWhoTakesLongKeepsOthersWaitingNoLongerThanPatience(t *testing.T) {
 	t.Parallel()
 	working, finish := make(chan struct{}), make(chan struct{})
-	together := &Together[int]{Most: 4, Parallel: 1, Patience: time.Millisecond, One: func(_ context.Context, item int, _ bool) error {
+	together := &Together[int]{Most: 4, Parallel: 1, Patience: time.Millisecond, One: func(_ context.Context, item int) error {
 		if item == 0 {
 			close(working)
 			<-finish
@@ -211,15 +258,15 @@ func TestThousandsOfCallersAreEachServedOnce(t *testing.T) {
 	batches := atomic.Int32{}
 	together := &Together[int]{
 		Most: 64, Parallel: 2,
-		One: func(_ context.Context, item int, _ bool) error { served[item].Add(1); return nil },
-		Many: func(_ context.Context, items []int) error {
+		One: func(_ context.Context, item int) error { served[item].Add(1); return nil },
+		Many: func(_ context.Context, items []int) (map[int]error, error) {
 			if batches.Add(1)%3 == 0 {
-				return errors.New("no")
+				return nil, errors.New("no")
 			}
 			for _, item := range items {
 				served[item].Add(1)
 			}
-			return nil
+			return nil, nil
 		},
 	}
 	var callers sync.WaitGroup

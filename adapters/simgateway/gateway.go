@@ -76,7 +76,7 @@ func (g *Gateway) Charge(ctx context.Context, bill payment.Bill) (string, error)
 	return c.line.reference, nil
 }
 
-func (g *Gateway) chargeOne(ctx context.Context, c *charge, _ bool) error {
+func (g *Gateway) chargeOne(ctx context.Context, c *charge) error {
 	return g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		c.line, err = g.open(ctx, tx, c.bill, c.at, sql.NullTime{})
 		return err
@@ -84,14 +84,14 @@ func (g *Gateway) chargeOne(ctx context.Context, c *charge, _ bool) error {
 }
 
 // chargeMany enters orders that are not in the books.
-func (g *Gateway) chargeMany(ctx context.Context, all []*charge) error {
+func (g *Gateway) chargeMany(ctx context.Context, all []*charge) (map[int]error, error) {
 	slices.SortFunc(all, func(a, b *charge) int { return strings.Compare(a.bill.OrderID.String(), b.bill.OrderID.String()) })
 	var values []any
 	for _, c := range all {
 		c.line = fresh(c.bill, c.at, sql.NullTime{})
 		values = append(values, c.line.values(c.bill.OrderID, c.at, sql.NullTime{})...)
 	}
-	return g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return nil, g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, sqldb.Insert("simulated_charge", columns, len(all)), values...)
 		return err
 	})

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -61,9 +62,43 @@ func record(ctx context.Context, db *sqldb.DB, tx *sql.Tx, delivered []app.Deliv
 	}
 	err := insertRows(ctx, tx, "inbox", inboxColumns, rows)
 	if db.IsDuplicate(err) {
-		return app.ErrDuplicate // which of them, and of what, is found when each is handled alone
+		return errRecorded
 	}
 	return err
+}
+
+// errRecorded says that the inbox has some of several deliveries.
+var errRecorded = fmt.Errorf("one of the messages: %w", app.ErrDuplicate)
+
+// recorded returns app.Recorded of those deliveries that the inbox has, or errRecorded if it has none.
+func recorded(ctx context.Context, db *sqldb.DB, delivered []app.Delivery) error {
+	answers := make(app.Recorded)
+	for some := range slices.Chunk(delivered, mostRows) {
+		args := []any{some[0].Consumer}
+		for _, d := range some {
+			args = append(args, d.EventID)
+		}
+		hashes := make(map[string]string, len(some))
+		err := each(ctx, db.Reader(), "SELECT event_id, body_hash FROM inbox WHERE consumer = ? AND "+among("event_id", len(some)), args, func(row scanner) error {
+			var id string
+			var hash []byte
+			err := row.Scan(&id, &hash)
+			hashes[id] = string(hash)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, d := range some {
+			if hash, has := hashes[d.EventID]; has {
+				answers[d] = before(d, hash)
+			}
+		}
+	}
+	if len(answers) == 0 {
+		return errRecorded
+	}
+	return answers
 }
 
 func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"time"
 
 	"takeout/adapters/sqldb"
@@ -169,6 +170,26 @@ func (r answers) AddMany(ctx context.Context, many []app.Answer) error {
 func (r answers) Amend(ctx context.Context, key string, body []byte) error {
 	_, err := r.q.ExecContext(ctx, "UPDATE idempotency_answer SET body = ? WHERE request_key = ?", body, []byte(key))
 	return err
+}
+
+func (r answers) Used(ctx context.Context, keys []string) ([]string, error) {
+	var used []string
+	for some := range slices.Chunk(keys, mostRows) {
+		args := make([]any, len(some))
+		for i, key := range some {
+			args[i] = []byte(key)
+		}
+		err := each(ctx, r.q, "SELECT request_key FROM idempotency_answer WHERE "+among("request_key", len(some)), args, func(row scanner) error {
+			var key []byte
+			err := row.Scan(&key)
+			used = append(used, string(key))
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return used, nil
 }
 
 func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {

@@ -170,6 +170,9 @@ func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) 
 		}
 		return err
 	})
+	if errors.Is(err, errRecorded) {
+		return s.db.Error(recorded(ctx, s.db, delivered))
+	}
 	if err != nil {
 		return err
 	}
@@ -212,7 +215,12 @@ func recordDelivery(ctx context.Context, db *sqldb.DB, tx *sql.Tx, d app.Deliver
 	if err != nil {
 		return err
 	}
-	if string(hash) != string(d.Hash[:]) {
+	return before(d, string(hash))
+}
+
+// before is the answer to a delivery that is in the inbox with that hash.
+func before(d app.Delivery, hash string) error {
+	if hash != string(d.Hash[:]) {
 		return domain.Errorf(domain.Invalid, "event_id_reused",
 			"event %s was handled before with another body", d.EventID)
 	}
