@@ -126,6 +126,7 @@ type consumer struct {
 	route    Route
 	failures app.Failures
 	pause    pause
+	copies   copies
 	logger   *slog.Logger
 }
 
@@ -152,13 +153,13 @@ func handler[E event.Event](useCase func(context.Context, E) error) func(*messag
 
 // deduplicate settles a message that was handled before. It remembers nothing itself, because only the transaction
 // that does the work can remember it reliably: a mark set before loses the message when the work fails, and one set
-// after it can be missing.
+// after it can be missing. Only a message that comes while its copy is being handled shares that one's end, unless it
+// failed.
 func (c *consumer) deduplicate(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		began := time.Now()
-		_, err := next(msg)
-		duplicate := errors.Is(err, app.ErrDuplicate)
-		if err != nil && !duplicate {
+		duplicate, err := c.once(msg, next)
+		if err != nil {
 			return nil, err
 		}
 		c.metrics.handled(c.route.Queue, duplicate, time.Since(began))
@@ -166,6 +167,30 @@ func (c *consumer) deduplicate(next message.HandlerFunc) message.HandlerFunc {
 			c.logger.Debug("event handled", c.about(msg, "duplicate", duplicate, "took", time.Since(began).String())...)
 		}
 		return nil, nil
+	}
+}
+
+// once handles the message, or waits until its copy is handled.
+func (c *consumer) once(msg *message.Message, next message.HandlerFunc) (duplicate bool, err error) {
+	for {
+		of, end := c.copies.begin(msg)
+		if of == nil {
+			settled := false // a panic is no end
+			defer func() { end(settled) }()
+			if _, err = next(msg); errors.Is(err, app.ErrDuplicate) {
+				duplicate, err = true, nil
+			}
+			settled = err == nil
+			return duplicate, err
+		}
+		select {
+		case <-of.over:
+		case <-msg.Context().Done():
+			return false, msg.Context().Err()
+		}
+		if of.settled {
+			return true, nil
+		}
 	}
 }
 

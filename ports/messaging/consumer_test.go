@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,15 +64,24 @@ func (r *record) Resolve(_ context.Context, failureID int64) error {
 // the message goes back.
 func consume(t *testing.T, failures app.Failures, msg *message.Message, useCase func() error) error {
 	t.Helper()
+	_, err := newConsumer(t, failures).handleAs(useCase)(msg)
+	return err
+}
+
+func newConsumer(t *testing.T, failures app.Failures) *consumer {
+	t.Helper()
 	all, err := NewConsumers(Acceptance{}, []time.Duration{5 * time.Second, time.Minute}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	c := &consumer{Consumers: all, route: Route{Queue: "q"}, failures: failures, pause: pause{logger: all.logger}, logger: all.logger}
+	return &consumer{Consumers: all, route: Route{Queue: "q"}, failures: failures, pause: pause{logger: all.logger}, logger: all.logger}
+}
+
+// handleAs is the use case with all that is around it.
+func (c *consumer) handleAs(useCase func() error) message.HandlerFunc {
 	handle := func(*message.Message) ([]*message.Message, error) { return nil, useCase() }
 	for _, around := range slices.Backward(c.middlewares()) {
 		handle = around(handle)
 	}
-	_, err = handle(msg)
-	return err
+	return handle
 }
 
 func TestWhatBecomesOfAMessageThatFails(t *testing.T) {
@@ -363,5 +373,97 @@ func TestMessageWhoseConnectionIsLostWhileItWaitsForItsTurnGoesBack(t *testing.T
 			require.Equal(t, 1, c.effects[id])
 		}
 		require.Empty(t, failures.stored, "that is no failure of the message")
+	})
+}
+
+func TestCopiesOfAMessageThatIsBeingHandledShareItsEndUnlessItFails(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		ends  []any // of the calls of the use case, one after another
+		calls int
+	}{
+		"handled":                   {[]any{nil}, 1},
+		"handled before":            {[]any{app.ErrDuplicate}, 1},
+		"failed once, then handled": {[]any{errors.New("no"), nil}, 2},
+		"a panic, then handled":     {[]any{"boom", nil}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newConsumer(t, &record{})
+				calls := 0
+				handle := c.handleAs(func() error {
+					time.Sleep(time.Millisecond) // until all are there
+					end := row.ends[calls]
+					calls++
+					if _, panics := end.(string); panics {
+						panic(end)
+					}
+					err, _ := end.(error)
+					return err
+				})
+				var all sync.WaitGroup
+				for range 100 {
+					all.Go(func() {
+						if _, err := handle(message.NewMessage("m", []byte("same"))); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				all.Wait()
+				require.Equal(t, row.calls, calls)
+				require.Empty(t, c.copies.firsts)
+			})
+		})
+	}
+}
+
+func TestMessageThatOnlyPretendsToBeACopyIsHandledItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newConsumer(t, &record{})
+		var calls atomic.Int32
+		handle := c.handleAs(func() error {
+			time.Sleep(time.Millisecond)
+			calls.Add(1)
+			return nil
+		})
+		signed := message.NewMessage("m", []byte("same"))
+		signed.Metadata.Set(event.SignatureHeader, "s")
+		var all sync.WaitGroup
+		for _, msg := range []*message.Message{
+			message.NewMessage("m", []byte("same")), message.NewMessage("m", []byte("other")), signed, message.NewMessage("another", []byte("same")),
+		} {
+			all.Go(func() {
+				if _, err := handle(msg); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		require.EqualValues(t, 4, calls.Load())
+	})
+}
+
+func TestCopyThatWaitsGoesBackWhenItsTimeIsUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newConsumer(t, &record{})
+		release := make(chan struct{})
+		handle := c.handleAs(func() error { <-release; return nil })
+		first := make(chan error)
+		go func() {
+			_, err := handle(message.NewMessage("m", nil))
+			first <- err
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(context.Background())
+		copied := message.NewMessage("m", nil)
+		copied.SetContext(ctx)
+		cancel()
+		_, err := handle(copied)
+		require.ErrorIs(t, err, context.Canceled)
+		close(release)
+		require.NoError(t, <-first)
 	})
 }
