@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	clients   = 24 // who place orders, one after another each
+	clients   = 64 // who place orders, one after another each
 	followers = 16 // who cancel orders and say that they were delivered
 	tries     = 8  // of one request, until it is answered
 )
