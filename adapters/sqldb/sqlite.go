@@ -3,6 +3,7 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -123,6 +124,39 @@ func (l fileLock) release() error {
 		return nil
 	}
 	return l.Unlock()
+}
+
+// Conn is a connection, or a pool of them.
+type Conn interface {
+	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// Unsynced runs work, whose commits do not wait until the disk has them. They survive the end of the process, and not a power
+// cut: then they are undone from the last on, up to one that did wait. So it is only for what does no harm when it has to
+// be done again, such as that a message was taken or acked. On MySQL, which syncs the commits of many connections at once,
+// it makes no difference.
+func (db *DB) Unsynced(ctx context.Context, work func(c Conn) error) error {
+	if db.path == "" {
+		return work(db.write)
+	}
+	conn, err := db.write.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Whatever became of the work, the next commit on this connection may be of an order.
+		_, err := conn.ExecContext(context.WithoutCancel(ctx), "PRAGMA synchronous=FULL")
+		if err != nil {
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // a new one begins with FULL
+		}
+		_ = conn.Close()
+	}()
+	if _, err := conn.ExecContext(ctx, "PRAGMA synchronous=NORMAL"); err != nil {
+		return err
+	}
+	return work(conn)
 }
 
 // Checkpoint folds the write-ahead log back into the file, so that a stopped program leaves one file behind. On

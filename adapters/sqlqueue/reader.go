@@ -411,21 +411,33 @@ func (s *subscription) delete(ids []any, stop <-chan struct{}) {
 		return
 	}
 	s.persist(len(ids), stop, func(ctx context.Context) error {
-		return s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		return s.db.Unsynced(ctx, func(c sqldb.Conn) error {
+			tx, err := c.BeginTx(ctx, nil)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = tx.Rollback() }()
 			if err := s.cfg.Archive(ctx, tx, ids); err != nil {
 				return err
 			}
-			_, err := tx.ExecContext(ctx, statement, ids...)
+			if _, err := tx.ExecContext(ctx, statement, ids...); err != nil {
+				return err
+			}
 			crashpoint.In(s.cfg.Table, "deleted")
-			return err
+			return tx.Commit()
 		})
 	})
 }
 
 // exec persists by one statement about the rows whose ids are its arguments.
 func (s *subscription) exec(query string, ids []any, stop <-chan struct{}) {
-	s.persist(len(ids), stop, func(ctx context.Context) error {
-		_, err := s.db.Writer().ExecContext(ctx, query, ids...)
+	s.persist(len(ids), stop, func(ctx context.Context) error { return s.write(ctx, query, ids) })
+}
+
+// write runs a statement that may be lost in a power cut: then rows are delivered again.
+func (s *subscription) write(ctx context.Context, query string, ids []any) error {
+	return s.db.Unsynced(ctx, func(c sqldb.Conn) error {
+		_, err := c.ExecContext(ctx, query, ids...)
 		return err
 	})
 }
@@ -487,7 +499,7 @@ func (s *subscription) renew(stop <-chan struct{}) {
 		for part := range slices.Chunk(ids, batch) {
 			ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Lease/2)
 			longer := fmt.Sprintf("available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
-			_, err := s.db.Writer().ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, longer, len(part)), part...)
+			err := s.write(ctx, s.db.UpdateByID(s.cfg.Table, longer, len(part)), part)
 			cancel()
 			if err != nil {
 				s.logger.Debug("leases could not be renewed", "error", err)
@@ -505,13 +517,16 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 	columns := strings.Join(append([]string{"id, uuid, payload, metadata, attempts"}, s.cfg.Columns...), ", ")
 	lease := fmt.Sprintf("attempts = attempts + 1, available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
 	args = append(args, limit)
+	var rows []row
 	if s.db.Engine == "sqlite" {
-		rows, err := s.scan(s.db.Writer().QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
-			"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
+		err := s.db.Unsynced(ctx, func(c sqldb.Conn) (err error) {
+			rows, err = s.scan(c.QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
+				"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
+			return err
+		})
 		slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.id, b.id) })
 		return rows, s.db.Error(err)
 	}
-	var rows []row
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		rows, err = s.scan(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+s.cfg.Table+" WHERE "+where+
 			" ORDER BY id LIMIT ?"+s.db.ForUpdate+s.db.SkipLocked, args...))
