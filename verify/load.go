@@ -33,6 +33,7 @@ type load struct {
 	dispatches []*member
 	http       *http.Client
 
+	began   time.Time
 	next    atomic.Int64
 	placed  atomic.Int64
 	allowed func(ctx context.Context, number int) bool // waits until the order's time has come; false at the end
@@ -50,7 +51,7 @@ const (
 
 func newLoad(plan history.Plan, f *fleet, allowed func(context.Context, int) bool) *load {
 	return &load{
-		plan: plan, history: history.New(plan.Orders), orders: f.of("order"), dispatches: f.of("dispatch"), allowed: allowed,
+		began: time.Now(), plan: plan, history: history.New(plan.Orders), orders: f.of("order"), dispatches: f.of("dispatch"), allowed: allowed,
 		http: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: clients + followers}},
 	}
 }
@@ -157,6 +158,10 @@ type followUp struct {
 func (l *load) place(ctx context.Context, number int, later chan<- followUp) {
 	defer l.placed.Add(1)
 	o := l.plan.Order(number)
+	if o.Contest {
+		l.contest(ctx, number, o)
+		return
+	}
 	id := l.insist(ctx, number, o)
 	if id == "" {
 		return
@@ -173,12 +178,17 @@ func (l *load) place(ctx context.Context, number int, later chan<- followUp) {
 	}
 }
 
-// insist places an order, as often as it takes and as it is safe. It returns the order's id if it knows that it is placed.
-func (l *load) insist(ctx context.Context, number int, o history.Order) string {
+func requestOf(o history.Order) map[string]any {
 	body := map[string]any{"name": o.Name, "amount": o.Amount, "currency": o.Currency}
 	if o.ID != "" {
 		body["order_id"] = o.ID
 	}
+	return body
+}
+
+// insist places an order, as often as it takes and as it is safe. It returns the order's id if it knows that it is placed.
+func (l *load) insist(ctx context.Context, number int, o history.Order) string {
+	body := requestOf(o)
 	for try := range tries {
 		before := l.condition.Load()
 		began := time.Now()

@@ -33,7 +33,7 @@ type order struct {
 // rules are what must hold for every order, the gravest first. Only the first that is broken is reported: what follows
 // from it is broken too.
 var rules = []func(order) *verdict{
-	existence, identity, uniqueness, effects, values, cancellation, delivery,
+	existence, identity, contest, uniqueness, effects, values, cancellation, delivery,
 	underWay, conservation, repair, dispatch, payment, points, announcements, fold, answers,
 }
 

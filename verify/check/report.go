@@ -15,6 +15,7 @@ type Report struct {
 	Recovered    int `json:"recovered"` // of those: stored
 	Refused      int `json:"refused"`
 	NotAsked     int `json:"not_asked"`
+	Contested    int `json:"contested"` // that several clients placed, cancelled and read at the same time
 
 	Stored     int `json:"stored"`
 	Placed     int `json:"placed"` // by status, as stored
@@ -66,6 +67,7 @@ func (r *Report) Add(other *Report) {
 	r.Recovered += other.Recovered
 	r.Refused += other.Refused
 	r.NotAsked += other.NotAsked
+	r.Contested += other.Contested
 	r.Stored += other.Stored
 	r.Placed += other.Placed
 	r.Dispatched += other.Dispatched

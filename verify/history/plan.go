@@ -25,6 +25,7 @@ type Order struct {
 	Cancel   bool   // the customer cancels it after it was placed
 	Deliver  bool   // the courier is said to have brought it, some time after it was placed
 	Again    int    // how often the same request is sent once more, at the same time, although the first was answered
+	Contest  bool   // several clients place, cancel and read it at the same time, as Plan.Contest says, and nothing else is done
 }
 
 // What the orders are made of. Texts are in several scripts, because bytes and characters are easily mixed up.
@@ -36,7 +37,7 @@ var (
 // Order returns what is asked about the order of that number.
 //
 // Of a hundred orders about ten are cancelled and ten delivered; a third have an id of the client's choice, half of the
-// others an Idempotency-Key; one in twenty is sent more than once, and two cost nothing and must be refused.
+// others an Idempotency-Key; one in twenty is sent more than once, and two cost nothing and must be refused. One is contested.
 func (p Plan) Order(number int) Order {
 	r := rand.New(rand.NewPCG(p.Seed, uint64(number)))
 	o := Order{
@@ -64,6 +65,9 @@ func (p Plan) Order(number int) Order {
 	}
 	if r.IntN(20) == 0 && o.ID+o.Key != "" {
 		o.Again = 1 + r.IntN(3)
+	}
+	if o.ID != "" && o.Amount > 0 && r.IntN(33) == 0 {
+		o.Contest, o.Cancel, o.Deliver, o.Again = true, false, false, 0
 	}
 	return o
 }
