@@ -266,6 +266,34 @@ func TestRelayThatOutlivesItsLeaseMakesDuplicatesAndNoLoss(t *testing.T) {
 	})
 }
 
+// A transaction of InnoDB can be seen by others shortly before it is on disk, and the commit of the lease puts everything
+// on disk that the relay has seen. Without it an event could be sent of an order that is gone when the server has come back.
+func TestNoEventIsHandedOutBeforeItsLeaseIsCommitted(t *testing.T) {
+	t.Parallel()
+	url := testenv.MySQL(t)
+	direct := openOrders(t, url)
+	_, err := direct.Migrate(context.Background())
+	require.NoError(t, err)
+	storeOrder(t, direct, "o1")
+
+	behind, server := throughCommits(t, url)
+	trap := server.arm(commitTrap{fault: notExecuted, statement: "attempts = attempts + 1", andAway: true})
+	looks := make(chan struct{}, 100)
+	messages, _ := readOutbox(t, openOrders(t, behind), sqlqueue.Config{Ready: func(ctx context.Context) error {
+		looks <- struct{}{}
+		return ctx.Err()
+	}})
+	<-looks
+	trap.wait(t)
+	select {
+	case <-messages:
+		t.Fatal("an event was handed out whose lease was not committed")
+	case <-looks: // it was not, and the reader tries again
+	}
+	server.mend()
+	receive(t, messages).Ack()
+}
+
 func TestUnreadableOutboxRowDoesNotStopTheOthers(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		_, err := s.DB().Writer().Exec("INSERT INTO outbox (uuid, payload, metadata, created_at) VALUES ('bad', 'not an envelope', 'not json', ?)", time.Now().UTC())

@@ -524,9 +524,14 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 				"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
 			return err
 		})
+		if err != nil {
+			return nil, s.db.Error(err)
+		}
 		slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.id, b.id) })
-		return rows, s.db.Error(err)
+		return rows, nil
 	}
+	// The commit also sees to it that whatever stored the rows is on disk: InnoDB shows it to others before that, and an event
+	// must not be sent of what a crash can still undo. So without it nothing was taken.
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
 		rows, err = s.scan(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+s.cfg.Table+" WHERE "+where+
 			" ORDER BY id LIMIT ?"+s.db.ForUpdate+s.db.SkipLocked, args...))
@@ -541,7 +546,10 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 		_, err = tx.ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, lease, len(ids)), ids...)
 		return err
 	})
-	return rows, err
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
 }
 
 func (s *subscription) scan(rows *sql.Rows, err error) ([]row, error) {
@@ -565,5 +573,8 @@ func (s *subscription) scan(rows *sql.Rows, err error) ([]row, error) {
 		}
 		all = append(all, r)
 	}
-	return all, rows.Err()
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return all, nil
 }
