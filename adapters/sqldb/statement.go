@@ -14,29 +14,24 @@ func Insert(table, columns string, n int) string {
 // DeleteByID returns the statement that deletes from table the n rows whose ids are its arguments.
 func (d Dialect) DeleteByID(table string, n int) string {
 	if d.Engine == "sqlite" {
-		return "DELETE FROM " + table + " WHERE id IN (?" + strings.Repeat(",?", n-1) + ")"
+		return "DELETE FROM " + table + withIDs(n)
 	}
-	return "DELETE t FROM " + ids(n) + " STRAIGHT_JOIN " + table + " t ON t.id = ids.id"
+	return "DELETE t FROM " + table + " t" + d.Force("PRIMARY") + withIDs(n)
 }
 
 // UpdateByID returns the statement that makes the assignments of set, which take no arguments, in the n rows of table
 // whose ids are its arguments.
 func (d Dialect) UpdateByID(table, set string, n int) string {
-	if d.Engine == "sqlite" {
-		return "UPDATE " + table + " SET " + set + " WHERE id IN (?" + strings.Repeat(",?", n-1) + ")"
-	}
-	return "UPDATE " + ids(n) + " STRAIGHT_JOIN " + table + " t ON t.id = ids.id SET " + set
+	return "UPDATE " + table + d.Force("PRIMARY") + " SET " + set + withIDs(n)
 }
 
 // CopyByID returns the statement that inserts into the columns of target the values, which are expressions over table's
 // columns, of the n rows of table whose ids are its last arguments. Arguments of the values come first.
 func (d Dialect) CopyByID(table, target, columns, values string, n int) string {
-	into := "INSERT INTO " + target + " (" + columns + ") SELECT " + values + " FROM "
-	if d.Engine == "sqlite" {
-		return into + table + " WHERE id IN (?" + strings.Repeat(",?", n-1) + ")"
-	}
-	return into + ids(n) + " STRAIGHT_JOIN " + table + " t ON t.id = ids.id"
+	return "INSERT INTO " + target + " (" + columns + ") SELECT " + values + " FROM " + table + d.Force("PRIMARY") + withIDs(n)
 }
+
+func withIDs(n int) string { return " WHERE id IN (?" + strings.Repeat(",?", n-1) + ")" }
 
 // DeleteOldest returns the statement that deletes from table up to as many rows as its last argument says, those with
 // the lowest value of the column by first, of the rows for which where holds, whose arguments come before. key are the
@@ -47,12 +42,6 @@ func (d Dialect) DeleteOldest(table, key, where, by string) string {
 		return "DELETE FROM " + table + " WHERE (" + key + ") IN (SELECT " + key + " FROM " + table + oldest + ")"
 	}
 	return "DELETE FROM " + table + oldest
-}
-
-// ids is a table of n ids to join with. MySQL reads a whole table for "id IN (…)" while its statistics say that
-// the table is tiny, as they do of a queue, and then waits for rows that another process has locked.
-func ids(n int) string {
-	return "(SELECT ? AS id" + strings.Repeat(" UNION ALL SELECT ?", n-1) + ") ids"
 }
 
 // UpdateRows returns the statement that gives n rows of table values in these columns, each its own. Its arguments are, one
@@ -78,7 +67,8 @@ func (d Dialect) UpdateRows(table string, columns []string, n int) string {
 }
 
 // Force follows a table's name, and makes MySQL find rows by this index, and so lock them in its order and no others:
-// while its statistics say that the table is tiny, it reads the whole of it.
+// while its statistics say that the table is tiny, as they do of a queue, it reads the whole of it, and waits for rows that
+// another process has locked.
 func (d Dialect) Force(index string) string {
 	if d.Engine == "sqlite" {
 		return ""
