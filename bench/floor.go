@@ -154,8 +154,9 @@ func (f *floor) carry(ctx context.Context, channel *amqp.Channel, returns <-chan
 		if len(returns) > 0 {
 			return errors.New("a message was returned")
 		}
-		// By the primary key: otherwise the server may scan the table, and wait for the other relay's rows.
-		_, err = tx.ExecContext(ctx, "DELETE o FROM outbox o FORCE INDEX (PRIMARY) WHERE o.id IN (?"+strings.Repeat(", ?", len(ids)-1)+")", ids...)
+		// By the primary key, one row after the other: IN may scan the table, and wait for the other relay's rows.
+		_, err = tx.ExecContext(ctx, "DELETE o FROM (SELECT ? AS id"+strings.Repeat(" UNION ALL SELECT ?", len(ids)-1)+
+			") d STRAIGHT_JOIN outbox o ON o.id = d.id", ids...)
 		carried = len(ids)
 		return err
 	}, sql.LevelReadCommitted)

@@ -294,6 +294,39 @@ func TestNoEventIsHandedOutBeforeItsLeaseIsCommitted(t *testing.T) {
 	receive(t, messages).Ack()
 }
 
+// Whoever reads the whole table waits for rows that others have locked, and they for his.
+func TestRowsAreFoundByTheirKeyHoweverSmallTheServerBelievesTheirTableToBe(t *testing.T) {
+	t.Parallel()
+	s := openOrders(t, testenv.MySQL(t))
+	db := s.DB()
+	ctx := context.Background()
+	for _, statement := range []string{
+		"CREATE TABLE queue (id BIGINT AUTO_INCREMENT PRIMARY KEY, payload TEXT, available_at BIGINT DEFAULT 0) STATS_AUTO_RECALC = 0",
+		"CREATE TABLE kept (payload TEXT)",
+		"INSERT INTO queue (payload) VALUES ('x')" + strings.Repeat(", ('x')", 399),
+	} {
+		_, err := db.Writer().ExecContext(ctx, statement)
+		require.NoError(t, err)
+	}
+	for _, n := range []int{1, 2, 3, 100, 300} {
+		ids := make([]any, n)
+		for i := range ids {
+			ids[i] = i + 1
+		}
+		for _, statement := range []string{
+			db.UpdateByID("queue", "available_at = 1", n), db.CopyByID("queue", "kept", "payload", "payload", n), db.DeleteByID("queue", n),
+		} {
+			rows, err := db.Writer().QueryContext(ctx, "EXPLAIN FORMAT=JSON "+statement, ids...)
+			require.NoError(t, err)
+			require.True(t, rows.Next())
+			var plan string
+			require.NoError(t, rows.Scan(&plan))
+			require.NoError(t, rows.Close())
+			require.Contains(t, plan, `"key": "PRIMARY"`, "%d ids: %s", n, statement[:40])
+		}
+	}
+}
+
 func TestUnreadableOutboxRowDoesNotStopTheOthers(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		_, err := s.DB().Writer().Exec("INSERT INTO outbox (uuid, payload, metadata, created_at) VALUES ('bad', 'not an envelope', 'not json', ?)", time.Now().UTC())
