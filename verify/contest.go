@@ -58,7 +58,7 @@ func (l *load) do(ctx context.Context, number int, o history.Order, kind history
 	case f == history.Unknown:
 		op.Answered = history.Never
 	case f == history.OK:
-		known := false
+		var known bool
 		if op.Saw, known = states[now.Status]; !known || now.Name != o.Name || now.Amount != o.Amount || now.Currency != o.Currency {
 			l.history.Wrong(number)
 		}

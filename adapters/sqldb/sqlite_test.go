@@ -22,6 +22,7 @@ func TestOnlyWhatIsCommittedUnsyncedDoesNotWaitForTheDisk(t *testing.T) {
 		defer rows.Close()
 		require.True(t, rows.Next())
 		require.NoError(t, rows.Scan(&level))
+		require.NoError(t, rows.Err())
 		return level
 	}
 	require.Equal(t, full, level(db.Writer()))

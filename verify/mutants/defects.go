@@ -13,7 +13,7 @@ var All = []Mutant{
 		msg.Ack()
 		return c.route.handle(msg, c.route.Queue, c.accept)`,
 		}},
-		Orders: 600, Faults: 3, Kinds: "kill",
+		Orders: 3000, Faults: 6, Kinds: "kill",
 		Expect: []string{"I8 lost"},
 		Quick:  true,
 	},
@@ -47,7 +47,7 @@ var All = []Mutant{
 		}
 		return ErrDuplicate`,
 		}},
-		Orders: 600, Faults: 3, Kinds: "kill",
+		Orders: 3000, Faults: 6, Kinds: "kill",
 		Expect: []string{"I3 duplicated"},
 	},
 	{
@@ -119,7 +119,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `if o.status != Placed {`,
 			New:  `if o.status == Dispatched {`,
 		}},
-		Orders: 600, Faults: 3, Kinds: "kill",
+		Orders: 3000, Faults: 6, Kinds: "kill",
 		Expect: []string{"I5 resurrected", "I8 repaired"},
 	},
 	{
@@ -227,7 +227,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	}
 	var out *outbox`,
 		}},
-		Orders: 600, Faults: 3, Kinds: "kill",
+		Orders: 3000, Faults: 6, Kinds: "kill",
 		Expect: []string{"I1 lost", "I1 mismatch"},
 	},
 	{
@@ -243,7 +243,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			Old:  `differ = append(differ, s.orderID)`,
 			New:  `p.found(c, s)`,
 		}},
-		Orders: 600, Faults: 3, Kinds: "kill",
+		Orders: 3000, Faults: 6, Kinds: "kill",
 		Expect: []string{"I8 repaired", "I1 unresolved"},
 	},
 }
