@@ -109,10 +109,15 @@ const (
 // still being committed. Errors come as Error makes them; one that could not be resolved has the code
 // outcome_unknown.
 func (db *DB) InTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
+	return db.InTxOn(ctx, db.write, fn)
+}
+
+// InTxOn is InTx on a connection that Unsynced gave.
+func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	var unknown error
 	var resolveUntil time.Time
 	for attempt := 1; ; attempt++ {
-		err, committing := db.attempt(ctx, fn)
+		err, committing := runTx(ctx, c, fn)
 		if err == nil {
 			return nil
 		}
@@ -138,9 +143,9 @@ func (db *DB) InTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx)
 	}
 }
 
-// attempt runs fn in a transaction once. committing reports whether an error came from COMMIT.
-func (db *DB) attempt(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) (err error, committing bool) {
-	tx, err := db.write.BeginTx(ctx, nil)
+// runTx runs fn in a transaction once. committing reports whether an error came from COMMIT.
+func runTx(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) (err error, committing bool) {
+	tx, err := c.BeginTx(ctx, nil)
 	if err != nil {
 		return err, false
 	}

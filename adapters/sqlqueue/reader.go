@@ -412,19 +412,14 @@ func (s *subscription) delete(ids []any, stop <-chan struct{}) {
 	}
 	s.persist(len(ids), stop, func(ctx context.Context) error {
 		return s.db.Unsynced(ctx, func(c sqldb.Conn) error {
-			tx, err := c.BeginTx(ctx, nil)
-			if err != nil {
+			return s.db.InTxOn(ctx, c, func(ctx context.Context, tx *sql.Tx) error {
+				if err := s.cfg.Archive(ctx, tx, ids); err != nil {
+					return err
+				}
+				_, err := tx.ExecContext(ctx, statement, ids...)
+				crashpoint.In(s.cfg.Table, "deleted")
 				return err
-			}
-			defer func() { _ = tx.Rollback() }()
-			if err := s.cfg.Archive(ctx, tx, ids); err != nil {
-				return err
-			}
-			if _, err := tx.ExecContext(ctx, statement, ids...); err != nil {
-				return err
-			}
-			crashpoint.In(s.cfg.Table, "deleted")
-			return tx.Commit()
+			})
 		})
 	})
 }
@@ -524,11 +519,8 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 				"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
 			return err
 		})
-		if err != nil {
-			return nil, s.db.Error(err)
-		}
 		slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.id, b.id) })
-		return rows, nil
+		return rows, s.db.Error(err)
 	}
 	// The commit also sees to it that whatever stored the rows is on disk: InnoDB shows it to others before that, and an event
 	// must not be sent of what a crash can still undo. So without it nothing was taken.
