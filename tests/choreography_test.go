@@ -78,11 +78,6 @@ func delivered[E event.Event](queue, id string, body []byte) (app.Delivery, E, e
 	return app.Delivery{Consumer: queue, EventID: envelope.ID, Hash: sha256.Sum256(body), OrderID: envelope.Subject}, e, err
 }
 
-// delivery is how the announcement comes to the consumer.
-func (c choreographed) delivery(a announcement) app.Delivery {
-	return app.Delivery{Consumer: c.queue, EventID: a.id, Hash: sha256.Sum256(a.body), OrderID: a.orderID}
-}
-
 func choreograph(t testing.TB, st stack, policy app.DispatchPolicy, refusals, timeouts float64) *choreography {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)

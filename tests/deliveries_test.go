@@ -281,9 +281,14 @@ func TestDeliveriesAreRecordedTogetherOrNotAtAll(t *testing.T) {
 		}
 		all := batch(t, "o", more)
 		require.NoError(t, assign.together(ctx, all[:2]))
+		delivery := func(a announcement) app.Delivery {
+			d, _, err := delivered[event.OrderPlaced](assign.queue, a.id, a.body)
+			require.NoError(t, err)
+			return d
+		}
 		answers, ok := errors.AsType[app.Recorded](assign.together(ctx, all))
 		require.True(t, ok, "two were handled before")
-		require.Equal(t, app.Recorded{assign.delivery(all[0]): app.ErrDuplicate, assign.delivery(all[1]): app.ErrDuplicate}, answers)
+		require.Equal(t, app.Recorded{delivery(all[0]): app.ErrDuplicate, delivery(all[1]): app.ErrDuplicate}, answers)
 		other := all[0]
 		var err error
 		other.body, err = event.Encode(other.id, time.Now(), event.OrderPlaced{Order: facts("o0", order.Placed, 1)})
@@ -292,8 +297,8 @@ func TestDeliveriesAreRecordedTogetherOrNotAtAll(t *testing.T) {
 		answers, ok = errors.AsType[app.Recorded](assign.together(ctx, []announcement{all[2], other, all[1]}))
 		require.True(t, ok, "an id under another body")
 		require.Len(t, answers, 2)
-		require.Equal(t, domain.Invalid, domain.KindOf(answers[assign.delivery(other)]))
-		require.ErrorIs(t, answers[assign.delivery(all[1])], app.ErrDuplicate)
+		require.Equal(t, domain.Invalid, domain.KindOf(answers[delivery(other)]))
+		require.ErrorIs(t, answers[delivery(all[1])], app.ErrDuplicate)
 		require.ErrorIs(t, assign.together(ctx, []announcement{all[2], all[3], all[2]}), app.ErrDuplicate, "one comes twice")
 		same := announcementOf(t, event.OrderPlaced{Order: facts("o2", order.Placed, 1)})
 		require.Error(t, assign.together(ctx, []announcement{all[2], same}), "an order comes twice")

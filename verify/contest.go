@@ -59,7 +59,7 @@ func (l *load) do(ctx context.Context, number int, o history.Order, kind history
 		op.Answered = history.Never
 	case f == history.OK:
 		var known bool
-		if op.Saw, known = states[now.Status]; !known || now.Name != o.Name || now.Amount != o.Amount || now.Currency != o.Currency {
+		if op.Saw, known = states[now.Status]; !known || !now.fits(o) {
 			l.history.Wrong(number)
 		}
 		op.Fresh = a.status == http.StatusCreated

@@ -104,6 +104,11 @@ type said struct {
 	State    string `json:"state"`
 }
 
+// fits reports whether the answer is about what was asked for.
+func (s said) fits(o history.Order) bool {
+	return s.Name == o.Name && s.Amount == o.Amount && s.Currency == o.Currency
+}
+
 // ask sends a request to one of the members and reads the answer's body into out.
 func (l *load) ask(ctx context.Context, method string, members []*member, path, key string, body, out any) (answer, error) {
 	text, err := json.Marshal(body)
@@ -200,7 +205,7 @@ func (l *load) insist(ctx context.Context, number int, o history.Order) string {
 		if f == history.OK {
 			l.history.Placed(number, f, id)
 			l.note(before, took)
-			if placed.Name != o.Name || placed.Amount != o.Amount || placed.Currency != o.Currency {
+			if !placed.fits(o) {
 				l.history.Wrong(number)
 			}
 			return id

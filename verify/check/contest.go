@@ -42,24 +42,26 @@ var register = porcupine.Model{
 
 // contest: what the clients of a contested order were answered can be explained.
 func contest(o order) *verdict {
-	if int(o.i) >= o.in.Plan.Orders {
-		return nil
-	}
 	ops := o.in.History.Ops(int(o.i))
 	if len(ops) == 0 {
 		return nil
 	}
 	o.report.Contested++
-	operations := make([]porcupine.Operation, len(ops))
-	for i, op := range ops {
-		operations[i] = porcupine.Operation{ClientId: i, Call: int64(op.Called), Return: int64(op.Answered), Output: op}
-	}
-	if porcupine.CheckOperations(register, operations) {
+	if explained(ops) {
 		return nil
 	}
 	return &verdict{"I11", "mismatch", func() string {
 		return "no order in which these could have been done explains the answers: " + describe(ops)
 	}}
+}
+
+// explained reports whether there is an order in which the operations could have been done with these answers.
+func explained(ops []history.Op) bool {
+	operations := make([]porcupine.Operation, len(ops))
+	for i, op := range ops {
+		operations[i] = porcupine.Operation{Call: int64(op.Called), Return: int64(op.Answered), Output: op}
+	}
+	return porcupine.CheckOperations(register, operations)
 }
 
 // describe tells the operations as they began.

@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/anishathalye/porcupine"
 	"github.com/stretchr/testify/require"
 
 	"takeout/verify/history"
@@ -56,11 +55,7 @@ func TestAnswersAboutAContestedOrderAreExplainedOrNot(t *testing.T) {
 		"an unknown place, and one that was new later":    {[]history.Op{op(place, 0, -1, absent), fresh(2, 3)}, true},
 		"an unknown cancel took effect late":              {[]history.Op{fresh(0, 1), op(cancel, 2, -1, absent), op(get, 3, 4, isPlaced), op(get, 5, 6, cancelled)}, true},
 	} {
-		var operations []porcupine.Operation
-		for i, one := range row.ops {
-			operations = append(operations, porcupine.Operation{ClientId: i, Call: int64(one.Called), Return: int64(one.Answered), Output: one})
-		}
-		require.Equal(t, row.fine, porcupine.CheckOperations(register, operations), name)
+		require.Equal(t, row.fine, explained(row.ops), name)
 		require.NotEmpty(t, describe(row.ops))
 	}
 }
