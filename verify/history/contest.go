@@ -42,8 +42,8 @@ const Never = time.Duration(math.MaxInt64)
 // Contest returns what each of the clients of a contested order asks, one thing after the other, all clients at the same
 // time. At least one places it.
 func (p Plan) Contest(number int) [][]Kind {
-	r := rand.New(rand.NewPCG(p.Seed, uint64(number)))
-	_ = r.Uint64() // the order's own draws are others
+	// Not the stream that Order draws from: what makes an order contested would also say what is asked about it.
+	r := rand.New(rand.NewPCG(^p.Seed, uint64(number)))
 	clients := make([][]Kind, 3)
 	for i := range clients {
 		for range 4 {
