@@ -139,7 +139,9 @@ func (r *report) addRow(out io.Writer, w row, lines []line, took time.Duration, 
 		figures[l.about] = map[string]float64{}
 		fmt.Fprintf(table, "  %s", l.about)
 		for _, f := range l.figures {
-			figures[l.about][f.name] = f.value
+			if isNumber(f.value) {
+				figures[l.about][f.name] = f.value
+			}
 			fmt.Fprintf(table, "\t%s %s", strings.ReplaceAll(f.name, "_", " "), short(f.value))
 		}
 		fmt.Fprintln(table)
@@ -166,10 +168,13 @@ func (r *report) fail(out io.Writer, what string, err error) {
 
 // ratio notes a ratio that is a number.
 func (r *report) ratio(name string, value float64) {
-	if !math.IsNaN(value) && !math.IsInf(value, 0) {
+	if isNumber(value) {
 		r.Ratios[name] = value
 	}
 }
+
+// isNumber reports whether JSON can say the value.
+func isNumber(value float64) bool { return !math.IsNaN(value) && !math.IsInf(value, 0) }
 
 // memory notes the most memory that the process with all roles had while it did something.
 func (r *report) memory(what string, mb float64) { r.Memory[what] = max(r.Memory[what], mb) }

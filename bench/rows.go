@@ -161,23 +161,27 @@ func (b *bench) drainOne(ctx context.Context, n int) (line, error) {
 	if err != nil && !errors.Is(err, errLongEnough) {
 		return line{}, err
 	}
-	first, last, count := int64(math.MaxInt64), int64(0), 0
-	for _, at := range r.watcher.times(load{Orders: n}) {
-		if at > 0 {
-			first, last = min(first, at), max(last, at)
-			count++
-		}
-	}
+	dispatched := slices.DeleteFunc(r.watcher.times(load{Orders: n}), func(at int64) bool { return at == 0 })
+	slices.Sort(dispatched)
+	few := min(len(dispatched), n/10)
 	memory := peakMemory(r.child.process.PID())
 	b.report.memory(fmt.Sprintf("drain %d", n), memory)
-	perSecond := float64(count) / time.Duration(last-first).Seconds()
 	found := line{fmt.Sprintf("%d orders", n), []figure{
-		{"orders_per_second", perSecond}, {"dispatched", float64(count)}, {"peak_rss_mb", memory}, {"cores_used_by_others", others},
+		{"orders_per_second", rate(dispatched)}, {"first_tenth", rate(dispatched[:few])}, {"last_tenth", rate(dispatched[len(dispatched)-few:])},
+		{"dispatched", float64(len(dispatched))}, {"peak_rss_mb", memory}, {"cores_used_by_others", others},
 	}}
 	if err != nil {
 		return found, nil
 	}
 	return found, errors.Join(r.child.stop(), r.check(ctx))
+}
+
+// rate is how many orders were dispatched in a second, of those that were dispatched at these times, the earliest first.
+func rate(times []int64) float64 {
+	if len(times) < 2 {
+		return math.NaN()
+	}
+	return float64(len(times)-1) / time.Duration(times[len(times)-1]-times[0]).Seconds()
 }
 
 var errLongEnough = errors.New("it took longer than is measured")
