@@ -8,6 +8,7 @@ import (
 	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/domain/payment"
+	"takeout/domain/points"
 )
 
 func announceAgain(ctx context.Context, outbox Outbox, history History, e event.Event, why string) error {
@@ -60,6 +61,23 @@ func (s *Payments) Announce(ctx context.Context, id order.ID, why string) error 
 		if err != nil {
 			return err
 		}
+		return announceAgain(ctx, tx.Outbox, tx.History, e, why)
+	})
+}
+
+// Announce announces once more what the order earned in all, under a new event id, for somebody who lost it; why goes into
+// the history. NotFound if nothing is entered for the order.
+func (s *Points) Announce(ctx context.Context, id order.ID, why string) error {
+	return s.store.InTx(ctx, func(ctx context.Context, tx PointsTx) error {
+		entries, err := tx.Ledger.Entries(ctx, id)
+		if err != nil {
+			return err
+		}
+		if len(entries) == 0 {
+			return nothingEntered(id)
+		}
+		// The ledger does not keep which version was paid. Every order had the first.
+		e := event.PointsAwarded{OrderID: id.String(), Points: points.Sum(entries), AwardedAt: entries[0].At, Version: 1}
 		return announceAgain(ctx, tx.Outbox, tx.History, e, why)
 	})
 }

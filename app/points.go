@@ -101,7 +101,11 @@ func (s *Points) Entries(ctx context.Context, id order.ID) ([]points.Entry, erro
 		return err
 	})
 	if err == nil && len(entries) == 0 {
-		err = domain.Errorf(domain.NotFound, "points_not_found", "nothing is entered for order %s", id)
+		err = nothingEntered(id)
 	}
 	return entries, err
+}
+
+func nothingEntered(id order.ID) error {
+	return domain.Errorf(domain.NotFound, "points_not_found", "nothing is entered for order %s", id)
 }

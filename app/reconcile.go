@@ -19,6 +19,7 @@ const (
 	OrderDispatch Pair = "order-dispatch"
 	OrderPayment  Pair = "order-payment"
 	PaymentPoints Pair = "payment-points"
+	PointsOrder   Pair = "points-order"
 )
 
 // Book is what reconciliation reads and marks in one service's database. No statement of it reaches into another.
@@ -40,8 +41,9 @@ type Book interface {
 	// Stuck returns what should have left the outbox or the retry table before that time and did not, the oldest
 	// first and no more than limit.
 	Stuck(ctx context.Context, before time.Time, limit int) ([]Stuck, error)
-	// Newest returns when the newest order was placed that the service has dealt with, zero if there is none.
-	Newest(ctx context.Context) (time.Time, error)
+	// Newest returns when the newest order was placed that the service has dealt with as the other one of the pair told
+	// it to, zero if there is none.
+	Newest(ctx context.Context, pair Pair) (time.Time, error)
 	// Created returns when the database was made.
 	Created(ctx context.Context) (time.Time, error)
 
@@ -113,12 +115,14 @@ type ReconcilePolicy struct {
 	AfterPayment bool          // orders are dispatched when they are paid
 }
 
-// UseCases are the ordinary use cases, through which everything is repaired. Payments may be nil where there are none.
+// UseCases are the ordinary use cases, through which everything is repaired. Payments and Points may be nil where there
+// are none.
 type UseCases struct {
 	Orders       *Orders
 	Compensation *Compensation
 	Dispatches   *Dispatches
 	Payments     *Payments
+	Points       *Points
 }
 
 // Reconciliation compares the services' databases and repairs what differs.
@@ -263,6 +267,7 @@ func (r *Reconciliation) pairs() []*comparison {
 		{pair: OrderDispatch, cause: "order", effect: "dispatch", judge: judgeDispatch},
 		{pair: OrderPayment, cause: "order", effect: "payment", judge: judgePayment},
 		{pair: PaymentPoints, cause: "payment", effect: "points", judge: judgePoints},
+		{pair: PointsOrder, cause: "points", effect: "order", judge: judgeRecorded},
 	}
 	return slices.DeleteFunc(pairs, func(c *comparison) bool { return r.books[c.cause] == nil || r.books[c.effect] == nil })
 }

@@ -241,7 +241,7 @@ func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	newest, asked := c.newest[service]
 	if !asked {
 		var err error
-		if newest, err = p.books[service].Newest(ctx); err != nil {
+		if newest, err = p.books[service].Newest(ctx, c.pair); err != nil {
 			return err
 		}
 		c.newest[service] = newest

@@ -27,6 +27,7 @@ const (
 	DoublePoints       = "double_points"        // entered or taken back twice
 	PointsMismatch     = "points_mismatch"      // other points than the payment earned
 	Lost               = "lost"                 // it earned points, and no service knows the order
+	UnrecordedPoints   = "unrecorded_points"    // the order says other points than are entered
 	StuckOutbox        = "stuck_outbox"         // an event is not sent
 	StuckRetry         = "stuck_retry"          // an event is not tried again
 )
@@ -37,6 +38,7 @@ var pairOf = map[string]Pair{
 	FieldMismatch: OrderDispatch, AmountMismatch: OrderDispatch, CancelledButActive: OrderDispatch,
 	MissingPayment: OrderPayment, OrphanPayment: OrderPayment, DoublePayment: OrderPayment, PaymentMismatch: OrderPayment,
 	MissingPoints: PaymentPoints, DoublePoints: PaymentPoints, PointsMismatch: PaymentPoints, Lost: PaymentPoints,
+	UnrecordedPoints: PointsOrder,
 }
 
 // verdict is what two services' rows of one order say together.
@@ -65,6 +67,9 @@ var (
 	}}
 	announcePayment = &remedy{"the payment was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
 		return u.Payments.Announce(ctx, id, why)
+	}}
+	announcePoints = &remedy{"what the order earned was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
+		return u.Points.Announce(ctx, id, why)
 	}}
 	cancelOrder = &remedy{"the order was cancelled, as the dispatch service knows it", func(ctx context.Context, u UseCases, id order.ID, why string) error {
 		if err := restoreDispatched(ctx, u, id, why); err != nil {
@@ -246,13 +251,8 @@ func judgePoints(payments, entries []Record) verdict {
 	if len(payments) > 1 {
 		return consistent // found where they are compared with orders
 	}
-	var sum int64
-	kinds := map[string]int{}
-	for _, e := range entries {
-		sum += e.Points
-		kinds[e.State]++
-	}
-	if kinds[points.Award.String()] > 1 || kinds[points.Revoke.String()] > 1 {
+	sum, double := sumUp(entries)
+	if double {
 		return verdict{class: DoublePoints}
 	}
 	var state string
@@ -270,6 +270,31 @@ func judgePoints(payments, entries []Record) verdict {
 		return verdict{PointsMismatch, announcePayment, "points"}
 	}
 	return verdict{class: PointsMismatch}
+}
+
+// judgeRecorded compares what an order earned with what it says that it did. An order that is cancelled says nothing.
+func judgeRecorded(entries, orders []Record) verdict {
+	if len(orders) != 1 || orders[0].State == order.Cancelled.String() {
+		return consistent // found where orders are compared with dispatches and payments
+	}
+	sum, double := sumUp(entries)
+	switch {
+	case double, sum < 0, sum == orders[0].Points:
+		return consistent // wrong entries are found where they are compared with payments
+	case len(entries) == 0:
+		return verdict{UnrecordedPoints, announcePayment, "points"}
+	}
+	return verdict{UnrecordedPoints, announcePoints, "order"}
+}
+
+// sumUp returns what the entries come to, and whether two are of the same kind.
+func sumUp(entries []Record) (sum int64, double bool) {
+	kinds := map[string]int{}
+	for _, e := range entries {
+		sum += e.Points
+		kinds[e.State]++
+	}
+	return sum, kinds[points.Award.String()] > 1 || kinds[points.Revoke.String()] > 1
 }
 
 func earns(r Record) int64 {

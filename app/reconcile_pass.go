@@ -150,7 +150,7 @@ func (p *pass) compare(ctx context.Context, c *comparison) error {
 // due decides what is compared whether it was changed or not, and prepares the mark for what follows it.
 func (p *pass) due(ctx context.Context, c *comparison) error {
 	c.from, c.to, c.floor = startOf(0), p.now.Add(-p.policy.Grace), startOf(0)
-	if c.pair != OrderDispatch {
+	if c.pair == OrderPayment || c.pair == PaymentPoints {
 		// An installation that did not take payments before must not charge what was ordered then.
 		created, err := p.books[c.effect].Created(ctx)
 		if err != nil {

@@ -1,12 +1,14 @@
 package tests
 
 import (
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlstore"
 	"takeout/app"
 	"takeout/ports/httpapi"
 	"takeout/service"
@@ -257,8 +260,8 @@ func TestWhatWasComparedCostsNothingUntilItIsChanged(t *testing.T) {
 		require.Zero(t, again.Compared.Buckets, "%+v", again)
 		require.Zero(t, again.Compared.Rows)
 
-		alter(t, s.order, "UPDATE order_info SET points = 5 WHERE orderId = ?", id)
-		require.Zero(t, s.reconcile(t, `{}`).Compared.Buckets, "points are not compared")
+		alter(t, s.order, "UPDATE order_info SET version = 5 WHERE orderId = ?", id)
+		require.Zero(t, s.reconcile(t, `{}`).Compared.Buckets, "versions are not compared")
 
 		alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE orderId = ?", id)
 		found := s.reconcile(t, `{}`)
@@ -280,11 +283,45 @@ func TestDatabaseThatDoesNotLetUsMakeTriggersIsComparedWhole(t *testing.T) {
 		s := reconciled(t, st)
 		id := s.old(t, "x")
 		s.reconcile(t, `{}`)
-		for _, event := range []string{"insert", "update", "delete"} {
-			alter(t, s.order, "DROP TRIGGER order_info_noted_"+event)
+		for _, trigger := range triggers(t, database(t, s.order), strings.HasPrefix(s.order, "sqlite:")) {
+			alter(t, s.order, "DROP TRIGGER "+trigger)
 		}
 		alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE orderId = ?", id)
 		require.Len(t, s.reconcile(t, `{}`).Findings, 1)
+	})
+}
+
+// triggers returns the names of the order table's triggers.
+func triggers(t testing.TB, db *sql.DB, sqlite bool) []string {
+	t.Helper()
+	if sqlite {
+		return texts(t, db, "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'order_info'")
+	}
+	return texts(t, db, "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_TABLE = 'order_info' AND TRIGGER_SCHEMA = DATABASE()")
+}
+
+func TestTriggersOfAnEarlierVersionAreReplaced(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		db, sqlite := s.DB().Writer(), s.DB().Engine == "sqlite"
+		want := triggers(t, db, sqlite)
+		require.Len(t, want, 3)
+		for _, statement := range []string{
+			"DROP TRIGGER " + want[2],
+			"CREATE TRIGGER order_info_noted_update AFTER UPDATE ON order_info FOR EACH ROW BEGIN DELETE FROM reconcile_dirty; END",
+		} {
+			_, err := db.Exec(statement)
+			require.NoError(t, err)
+		}
+		watched, err := sqlstore.NewBook(s.DB()).Watched(t.Context())
+		require.NoError(t, err)
+		require.False(t, watched)
+
+		_, err = s.Migrate(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, triggers(t, db, sqlite))
+		watched, err = sqlstore.NewBook(s.DB()).Watched(t.Context())
+		require.NoError(t, err)
+		require.True(t, watched)
 	})
 }
 
@@ -593,7 +630,7 @@ func withoutCashier(t testing.TB, st stack) *system {
 	})
 }
 
-// pay writes the payment of an order of an hour ago, and what it earned, as the two services do.
+// pay writes the payment of an order of an hour ago, and what it earned, as the services do.
 func (s *system) pay(t testing.TB, id, state string, points ...int) {
 	t.Helper()
 	at := s.get(t, id).PlacedAt
@@ -601,6 +638,7 @@ func (s *system) pay(t testing.TB, id, state string, points ...int) {
 		"VALUES (?, 'x', 2850, 'CNY', ?, 1, ?, 'r', '', ?)", id, at, state, at)
 	for i, p := range points {
 		alter(t, s.points, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) VALUES (?, ?, ?, ?, ?)", id, []string{"award", "revoke"}[i], p, at, at)
+		alter(t, s.order, "UPDATE order_info SET points = points + ? WHERE orderId = ? AND status <> 'cancelled'", p, id)
 	}
 }
 
@@ -608,7 +646,7 @@ func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		s := withoutCashier(t, st)
 		orders := map[string]string{}
-		for _, name := range []string{"paid", "refunded", "unpaid", "cancelled", "refused", "amount", "no points", "other points", "points left", "charging", "nobody's"} {
+		for _, name := range []string{"paid", "refunded", "unpaid", "cancelled", "refused", "amount", "no points", "other points", "points left", "unrecorded", "made up", "charging", "nobody's"} {
 			orders[name] = s.old(t, name)
 		}
 		require.True(t, s.reconcile(t, `{}`).Consistent, "what was ordered before there were payments is not charged")
@@ -628,6 +666,12 @@ func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
 		s.pay(t, orders["amount"], "succeeded", 28)
 		s.pay(t, orders["no points"], "succeeded")
 		s.pay(t, orders["other points"], "succeeded", 29)
+		s.pay(t, orders["unrecorded"], "succeeded", 28)
+		alter(t, s.order, "UPDATE order_info SET points = 0 WHERE orderId = ?", orders["unrecorded"])
+		s.pay(t, orders["made up"], "succeeded")
+		alter(t, s.payment, "UPDATE payment SET order_money = 99 WHERE orderId = ?", orders["made up"])
+		alter(t, s.dispatch, "UPDATE platoon SET order_money = 99 WHERE orderId = ?", orders["made up"])
+		alter(t, s.order, "UPDATE order_info SET order_money = 99, points = 5 WHERE orderId = ?", orders["made up"])
 		s.pay(t, orders["charging"], "charging")
 		s.pay(t, orders["nobody's"], "refused")
 		alter(t, s.payment, "UPDATE payment SET order_money = 2851 WHERE orderId = ?", orders["amount"])
@@ -642,6 +686,7 @@ func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
 			orders["unpaid"]: app.MissingPayment, orders["charging"]: app.MissingPayment, orders["cancelled"]: app.PaymentMismatch,
 			orders["refused"]: app.PaymentMismatch, orders["amount"]: app.PaymentMismatch, orders["nobody's"]: app.OrphanPayment,
 			orders["no points"]: app.MissingPoints, orders["other points"]: app.PointsMismatch, orders["points left"]: app.PointsMismatch,
+			orders["unrecorded"]: app.UnrecordedPoints, orders["made up"]: app.UnrecordedPoints,
 		}
 		if st.name != "embedded" { // SQLite cannot drop the key of a table
 			for _, name := range []string{"paid twice", "earned twice"} {
@@ -667,5 +712,46 @@ func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
 			require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ? AND step = 'announced_again'", orders[name]), name)
 		}
 		require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", orders["amount"]))
+	})
+}
+
+func TestPointsThatAnOrderNeverHeardOfAreRecorded(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "simulated" })
+		recorded := func(id string, points int64) {
+			t.Helper()
+			eventually(t, "the order says what it earned", func() error {
+				if got := s.get(t, id).Points; got != points {
+					return fmt.Errorf("%d", got)
+				}
+				return nil
+			})
+		}
+		lost, wrong, free := s.old(t, "lost"), s.old(t, "wrong"), s.place(t, "earns nothing", 99)
+		for _, id := range []string{lost, wrong} {
+			recorded(id, 28)
+			for _, where := range [][2]string{{s.payment, "payment"}, {s.points, "points_entry"}} {
+				alter(t, where[0], "UPDATE "+where[1]+" SET placed_at = ? WHERE orderId = ?", s.get(t, id).PlacedAt, id)
+			}
+			alter(t, s.payment, "UPDATE payment SET decided_at = placed_at WHERE orderId = ?", id)
+			alter(t, s.points, "UPDATE points_entry SET at = placed_at WHERE orderId = ?", id)
+		}
+		s.awaitDispatched(t, free)
+		s.awaitPoints(t, free, 0, 1)
+		recorded(s.place(t, "later", 2850), 28) // so the order service has come past all of them
+		require.Empty(t, s.reconcile(t, `{}`).Findings)
+
+		alter(t, s.order, "UPDATE order_info SET points = 0 WHERE orderId = ?", lost)
+		alter(t, s.order, "UPDATE order_info SET points = 1 WHERE orderId = ?", wrong)
+		found := s.reconcile(t, `{"repair":true}`)
+		require.Len(t, found.Findings, 2, "%+v", found.Findings)
+		for _, f := range found.Findings {
+			require.Equal(t, app.UnrecordedPoints, f.Class)
+		}
+		recorded(lost, 28)
+		recorded(wrong, 28)
+		s.awaitReconciled(t)
+		require.Equal(t, 2, count(t, s.points, "SELECT COUNT(*) FROM history WHERE step = 'announced_again'"))
+		s.noFailures(t)
 	})
 }

@@ -1,6 +1,7 @@
 package sqldb
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -8,25 +9,27 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// NoteChanges returns the statements that make three triggers on the table, table_noted_insert, _update and _delete. They
-// insert into reconcile_dirty the minute of the placed_at of each row that is inserted, deleted, or changed in one of
-// the columns, if that is more than fresh seconds ago. They use nothing but what every client of the database has.
-func (d Dialect) NoteChanges(table string, columns []string, fresh int) []string {
+// NoteChanges returns the statements that make three triggers on the table, by the triggers' names, which begin with the
+// table's and _noted_. They insert into reconcile_dirty the minute of the placed_at of each row that is inserted, deleted,
+// or changed in one of the columns, if that is more than fresh seconds ago. They use nothing but what every client of the
+// database has. A trigger that does something else has another name.
+func (d Dialect) NoteChanges(table string, columns []string, fresh int) map[string]string {
 	changed := make([]string, len(columns))
 	for i, column := range columns {
 		changed[i] = d.differ("OLD."+column, "NEW."+column)
 	}
 	anyChange := "(" + strings.Join(changed, " OR ") + ")"
-	create := func(event string, notes ...string) string {
-		return fmt.Sprintf("CREATE TRIGGER IF NOT EXISTS %s_noted_%s AFTER %s ON %s FOR EACH ROW BEGIN %s; END",
-			table, strings.ToLower(event), event, table, strings.Join(notes, "; "))
+	triggers := map[string]string{}
+	create := func(event string, notes ...string) {
+		does := strings.Join(notes, "; ")
+		name := fmt.Sprintf("%s_noted_%s_%.8x", table, strings.ToLower(event), sha256.Sum256([]byte(does)))
+		triggers[name] = fmt.Sprintf("CREATE TRIGGER IF NOT EXISTS %s AFTER %s ON %s FOR EACH ROW BEGIN %s; END", name, event, table, does)
 	}
-	return []string{
-		create("INSERT", d.note("NEW", fresh)),
-		create("UPDATE", d.note("OLD", fresh)+" AND "+anyChange,
-			d.note("NEW", fresh)+" AND "+d.differ("OLD.placed_at", "NEW.placed_at")),
-		create("DELETE", d.note("OLD", fresh)),
-	}
+	create("INSERT", d.note("NEW", fresh))
+	create("UPDATE", d.note("OLD", fresh)+" AND "+anyChange,
+		d.note("NEW", fresh)+" AND "+d.differ("OLD.placed_at", "NEW.placed_at"))
+	create("DELETE", d.note("OLD", fresh))
+	return triggers
 }
 
 func (d Dialect) differ(a, b string) string {

@@ -26,6 +26,8 @@ type table struct {
 	lines   map[app.Pair]func(d sqldb.Dialect) line
 	watched []string // columns whose change is noted
 	newest  []string // one of these SELECTs has when the newest order was placed that the service has dealt with
+
+	newestOf map[app.Pair]string // the SELECT for pairs of whose events those say nothing
 }
 
 // line says which rows make lines, and of what. The parts must be the same on both sides of a pair.
@@ -38,12 +40,17 @@ type line struct {
 var tablesOf = map[string]table{
 	"order": {
 		name:    "order_info",
-		record:  "status, name, order_money, currency, COALESCE(courier_id, ''), 0, version, placed_at",
+		record:  "status, name, order_money, currency, COALESCE(courier_id, ''), points, version, placed_at",
 		changed: []string{"assigned_at", "delivered_at", "cancelled_at"},
-		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "placed_at"},
+		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "points", "placed_at"},
 		newest: []string{
 			"SELECT placed_at FROM order_info WHERE status = 'dispatched' ORDER BY id DESC LIMIT 1",
 			"SELECT placed_at FROM order_info WHERE status = 'delivered' ORDER BY id DESC LIMIT 1",
+		},
+		newestOf: map[app.Pair]string{
+			// No index has points. If none of so many has any, there is no saying.
+			app.PointsOrder: "SELECT placed_at FROM (SELECT id, placed_at, points FROM order_info ORDER BY id DESC LIMIT 10000) newest " +
+				"WHERE points > 0 ORDER BY id DESC LIMIT 1",
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
@@ -53,6 +60,9 @@ var tablesOf = map[string]table{
 			},
 			app.OrderPayment: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency", "CASE status WHEN 'cancelled' THEN 'unpaid' ELSE 'paid' END"}}
+			},
+			app.PointsOrder: func(sqldb.Dialect) line {
+				return line{parts: []string{"orderId", "points"}, where: " AND points <> 0"}
 			},
 		},
 	},
@@ -93,11 +103,15 @@ var tablesOf = map[string]table{
 		watched: []string{"orderId", "kind", "points", "placed_at"},
 		newest:  []string{"SELECT placed_at FROM points_entry ORDER BY placed_at DESC LIMIT 1"},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.PaymentPoints: func(sqldb.Dialect) line {
-				return line{parts: []string{"orderId", "SUM(points)"}, group: true}
-			},
+			app.PaymentPoints: earned,
+			app.PointsOrder:   earned,
 		},
 	},
+}
+
+// earned are the lines of what orders earned.
+func earned(sqldb.Dialect) line {
+	return line{parts: []string{"orderId", "SUM(points)"}, group: true}
 }
 
 // NewBook returns the book of the service that the database is named after.
@@ -283,9 +297,13 @@ func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.St
 }
 
 // Newest implements app.Book.
-func (b *Book) Newest(ctx context.Context) (time.Time, error) {
+func (b *Book) Newest(ctx context.Context, pair app.Pair) (time.Time, error) {
 	var newest time.Time
-	for _, query := range b.table.newest {
+	queries := b.table.newest
+	if query, apart := b.table.newestOf[pair]; apart {
+		queries = []string{query}
+	}
+	for _, query := range queries {
 		at, err := b.time(ctx, query)
 		if err != nil {
 			return newest, err

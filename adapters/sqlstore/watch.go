@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"takeout/adapters/sqldb"
 )
@@ -21,12 +22,23 @@ const fresh = 5
 
 // watch makes the triggers of the service's table that are missing, and warns if it must not.
 func watch(ctx context.Context, db *sqldb.DB, logger *slog.Logger) error {
-	done, err := watched(ctx, db)
-	if err != nil || done {
+	have, err := triggers(ctx, db)
+	if err != nil {
 		return err
 	}
-	table := tablesOf[db.Name()]
-	for _, statement := range db.NoteChanges(table.name, table.watched, fresh) {
+	var statements []string
+	want := triggersOf(db)
+	for name, create := range want {
+		if !slices.Contains(have, name) {
+			statements = append(statements, create)
+		}
+	}
+	for _, name := range have { // those of an earlier version go last, so that every change is noted meanwhile
+		if want[name] == "" {
+			statements = append(statements, "DROP TRIGGER IF EXISTS "+name)
+		}
+	}
+	for _, statement := range statements {
 		_, err := db.Writer().ExecContext(ctx, statement)
 		if sqldb.MayNotMakeTriggers(err) {
 			logger.Warn("reconciliation compares everything each time, because this database does not let us make triggers; "+
@@ -41,17 +53,42 @@ func watch(ctx context.Context, db *sqldb.DB, logger *slog.Logger) error {
 	return nil
 }
 
-// watched reports whether the database has all triggers.
-func watched(ctx context.Context, db *sqldb.DB) (bool, error) {
-	query := "SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE = ? AND TRIGGER_NAME LIKE ?"
+// triggersOf returns the statements that make the triggers of the service's table, by their names.
+func triggersOf(db *sqldb.DB) map[string]string {
+	table := tablesOf[db.Name()]
+	return db.NoteChanges(table.name, table.watched, fresh)
+}
+
+// triggers returns the names of those triggers that there are, of whatever version.
+func triggers(ctx context.Context, db *sqldb.DB) ([]string, error) {
+	query := "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE = ? AND TRIGGER_NAME LIKE ?"
 	if db.Engine == "sqlite" {
-		query = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? AND name LIKE ?"
+		query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? AND name LIKE ?"
 	}
-	var n int
 	table := tablesOf[db.Name()].name
-	err := db.Reader().QueryRowContext(ctx, query, table, table+"_noted_%").Scan(&n)
-	return n == 3, db.Error(err)
+	rows, err := db.Reader().QueryContext(ctx, query, table, table+"_noted_%")
+	if err != nil {
+		return nil, db.Error(err)
+	}
+	defer rows.Close()
+	var names []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, db.Error(rows.Err())
 }
 
 // Watched implements app.Book.
-func (b *Book) Watched(ctx context.Context) (bool, error) { return watched(ctx, b.db) }
+func (b *Book) Watched(ctx context.Context) (bool, error) {
+	have, err := triggers(ctx, b.db)
+	for name := range triggersOf(b.db) {
+		if !slices.Contains(have, name) {
+			return false, err
+		}
+	}
+	return err == nil, err
+}
