@@ -49,10 +49,11 @@ type repetition struct {
 	PlaceP50    float64 `json:"place_p50"`
 	PlaceP99    float64 `json:"place_p99"`
 
-	CPU    map[string]float64 `json:"cpu_seconds_per_1000_orders"` // until everything rests
-	Memory float64            `json:"peak_rss_mb"`                 // of the system's process
-	Lost   int                `json:"lost"`
-	Others float64            `json:"cores_used_by_others"`
+	CPU        map[string]float64 `json:"cpu_seconds_per_1000_orders"` // until everything rests
+	Statements float64            `json:"statements_per_order"`        // to MySQL, until everything rests
+	Memory     float64            `json:"peak_rss_mb"`                 // of the system's process
+	Lost       int                `json:"lost"`
+	Others     float64            `json:"cores_used_by_others"`
 }
 
 // running is a system at work, and what watches it.
@@ -237,13 +238,14 @@ func (b *bench) repeat(ctx context.Context, a arm) (result repetition, err error
 	if b.profile != "" && !a.http { // the process that places is then not the system
 		l.Profile = filepath.Join(b.profile, a.name+".pprof")
 	}
-	before := measureUsage(r.processes())
+	before, questions := measureUsage(r.processes()), b.questions(ctx)
 	if result.PerSecond, err = r.perSecond(ctx, l); err != nil {
 		return result, err
 	}
 	_, result.Others = measureUsage(r.processes()).since(before)
 	r.settle()
 	used, _ := measureUsage(r.processes()).since(before)
+	result.Statements = (b.questions(ctx) - questions) / float64(result.Orders)
 	result.CPU = map[string]float64{}
 	for name, seconds := range used {
 		result.CPU[name] = seconds * 1000 / float64(result.Orders)

@@ -179,9 +179,17 @@ func (f *floor) consume(ctx context.Context, queue string) error {
 	if err != nil {
 		return err
 	}
+	// What comes while a batch is stored waits here. The library hands over one delivery at a time.
+	come := make(chan amqp.Delivery, floorWindow)
 	go func() {
-		for first := range deliveries {
-			batch := together(first, deliveries)
+		defer close(come)
+		for delivery := range deliveries {
+			come <- delivery
+		}
+	}()
+	go func() {
+		for first := range come {
+			batch := together(first, come)
 			var rows pair
 			for _, delivery := range batch {
 				if err := rows.add(delivery.Body); err != nil {

@@ -105,6 +105,7 @@ func summarize(turns []repetition) summary {
 		DispatchP99: median(func(t repetition) float64 { return t.DispatchP99 }),
 		PlaceP50:    median(func(t repetition) float64 { return t.PlaceP50 }),
 		PlaceP99:    median(func(t repetition) float64 { return t.PlaceP99 }),
+		Statements:  median(func(t repetition) float64 { return t.Statements }),
 		Memory:      slices.Max(each(turns, func(t repetition) float64 { return t.Memory })),
 		Others:      median(func(t repetition) float64 { return t.Others }),
 	}}
@@ -231,7 +232,7 @@ func (r *report) print(out io.Writer, floor string) {
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	if len(r.order) > 0 {
-		fmt.Fprintln(table, "\torders/s\tmin\tmax\t÷stock\t÷xa\t÷floor\tcommit→dispatch p50\tp99 ms\tplace p50\tp99 ms\tsystem\tmysql\trabbitmq\tbench\tallowed/s\tRSS MB\tothers\t")
+		fmt.Fprintln(table, "\torders/s\tmin\tmax\t÷stock\t÷xa\t÷floor\tcommit→dispatch p50\tp99 ms\tplace p50\tp99 ms\tsystem\tmysql\trabbitmq\tbench\tstatements\tallowed/s\tRSS MB\tothers\t")
 	}
 	for _, name := range r.order {
 		a := r.Arms[name]
@@ -251,7 +252,7 @@ func (r *report) print(out io.Writer, floor string) {
 		for _, process := range []string{"system", "mysql", "rabbitmq", "bench"} {
 			fmt.Fprintf(table, "%.2f\t", a.CPU[process])
 		}
-		fmt.Fprintf(table, "%.0f\t%.0f\t%.2f\t\n", a.Allowed, a.Memory, a.Others)
+		fmt.Fprintf(table, "%.1f\t%.0f\t%.0f\t%.2f\t\n", a.Statements, a.Allowed, a.Memory, a.Others)
 	}
 	_ = table.Flush()
 	if floor != "" {
@@ -263,7 +264,7 @@ func (r *report) print(out io.Writer, floor string) {
 			others = append(others, a.Others)
 		}
 		r.Others = quantile(others, 0.5)
-		fmt.Fprintf(out, "Latencies are at 30 %% of an arm's own orders/s. system, mysql, rabbitmq and bench are CPU seconds for 1,000 orders,\nand allowed/s is what all cores could do at that cost; others is how many cores were used by what is not part of this run, %.2f in the\nmiddle: where it is not near 0, allowed/s says more than orders/s.\n", r.Others)
+		fmt.Fprintf(out, "Latencies are at 30 %% of an arm's own orders/s. system, mysql, rabbitmq and bench are CPU seconds for 1,000 orders,\nstatements are those of MySQL for one order, and allowed/s is what all cores could do at that cost; others is how many cores were used by what is not part of this run, %.2f in the\nmiddle: where it is not near 0, allowed/s says more than orders/s.\n", r.Others)
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Arms)) {
 		if lost := r.Arms[name].Lost; lost > 0 {
