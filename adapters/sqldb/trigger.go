@@ -26,8 +26,7 @@ func (d Dialect) NoteChanges(table string, columns []string, fresh int) map[stri
 		triggers[name] = fmt.Sprintf("CREATE TRIGGER IF NOT EXISTS %s AFTER %s ON %s FOR EACH ROW BEGIN %s; END", name, event, table, does)
 	}
 	create("INSERT", d.note("NEW", fresh))
-	create("UPDATE", d.note("OLD", fresh)+" AND "+anyChange,
-		d.note("NEW", fresh)+" AND "+d.differ("OLD.placed_at", "NEW.placed_at"))
+	create("UPDATE", d.note("OLD", fresh, anyChange), d.note("NEW", fresh, d.differ("OLD.placed_at", "NEW.placed_at")))
 	create("DELETE", d.note("OLD", fresh))
 	return triggers
 }
@@ -39,14 +38,16 @@ func (d Dialect) differ(a, b string) string {
 	return "NOT (" + a + " <=> " + b + ")"
 }
 
-// note inserts the minute of the row, OLD or NEW, if it is not fresh.
-func (d Dialect) note(row string, fresh int) string {
+// note inserts the minute of the row, OLD or NEW, if it is not fresh and the conditions hold.
+func (d Dialect) note(row string, fresh int, conditions ...string) string {
+	also := strings.Join(append([]string{""}, conditions...), " AND ")
 	if d.Engine == "sqlite" {
 		return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT COALESCE(CAST(strftime('%%s', substr(%[1]s.placed_at, 1, 19)) AS INTEGER) / 60, 0), "+
-			"strftime('%%Y-%%m-%%d %%H:%%M:%%f+00:00', 'now') WHERE %[1]s.placed_at < strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', '-%[2]d seconds')", row, fresh)
+			"strftime('%%Y-%%m-%%d %%H:%%M:%%f+00:00', 'now') WHERE %[1]s.placed_at < strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', '-%[2]d seconds')%[3]s", row, fresh, also)
 	}
-	return fmt.Sprintf("INSERT INTO reconcile_dirty (minute, at) SELECT %[2]s, UTC_TIMESTAMP(6) FROM DUAL "+
-		"WHERE %[1]s.placed_at < UTC_TIMESTAMP(6) - INTERVAL %[3]d SECOND", row, d.Minute(row+".placed_at"), fresh)
+	// An INSERT with a condition would cost each row of each order a statement.
+	return fmt.Sprintf("IF %[1]s.placed_at < UTC_TIMESTAMP(6) - INTERVAL %[3]d SECOND%[4]s THEN "+
+		"INSERT INTO reconcile_dirty (minute, at) VALUES (%[2]s, UTC_TIMESTAMP(6)); END IF", row, d.Minute(row+".placed_at"), fresh, also)
 }
 
 // MayNotMakeTriggers reports whether err says that this user may not make triggers on this server.
