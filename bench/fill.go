@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/components/forwarder"
@@ -15,22 +16,36 @@ import (
 
 	"takeout/adapters/sqlstore"
 	"takeout/domain/event"
+	"takeout/ports/messaging"
 )
 
 // fillBatch is how many rows of the product's tables one statement inserts.
 const fillBatch = 500
 
-// kept is a publisher that keeps what it is given.
-type kept struct{ messages []*message.Message }
+// kept is a broker that keeps what it is given.
+type kept struct {
+	messaging.Broker // does nothing else
+
+	mu       sync.Mutex
+	messages []*message.Message
+}
 
 // Publish implements message.Publisher.
 func (k *kept) Publish(_ string, messages ...*message.Message) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.messages = append(k.messages, messages...)
 	return nil
 }
 
 // Close implements message.Publisher.
 func (k *kept) Close() error { return nil }
+
+func (k *kept) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.messages)
+}
 
 // fillOutbox stores orders in the product's tables as if they had been placed and not been announced yet.
 func fillOutbox(ctx context.Context, s site, n int) error {

@@ -43,6 +43,7 @@ var rows = []row{
 	{"drain", "draining a backlog", (*bench).drain},
 	{"processes", "one process of orders, several that relay and dispatch", (*bench).processes},
 	{"idle", "no traffic", (*bench).idle},
+	{"steps", "what the steps of an order cost, each for itself and without a broker", (*bench).steps},
 	{"reconcile", "comparing the services' databases", (*bench).reconcile},
 }
 
