@@ -41,9 +41,10 @@ type Book interface {
 	// Stuck returns what should have left the outbox or the retry table before that time and did not, the oldest
 	// first and no more than limit.
 	Stuck(ctx context.Context, before time.Time, limit int) ([]Stuck, error)
-	// Newest returns when the newest order was placed that the service has dealt with as the other one of the pair told
-	// it to, zero if there is none.
-	Newest(ctx context.Context, pair Pair) (time.Time, error)
+	// Newest returns when the newest order was placed about which the service has handled an event with that key, zero if
+	// it cannot tell. What it did about the order on another event's account does not count: each event has a queue of
+	// its own, and one may be behind while others are not.
+	Newest(ctx context.Context, key string) (time.Time, error)
 	// Created returns when the database was made.
 	Created(ctx context.Context) (time.Time, error)
 

@@ -220,33 +220,33 @@ func (p *pass) flights(ctx context.Context, c *comparison, ids []string) (map[st
 const patience = 10
 
 // decide takes a difference for a finding unless it may be gone by itself: it is young, or the service that must act on
-// an event has not come to it. Events are handled in about the order in which they happen, so it has if it has dealt
-// with an order that was placed a grace later.
+// an event has not come to it. Events of a kind are handled in about the order in which they happen, so it has if it has
+// handled such an event about an order that was placed a grace later.
 //
-// Whether a service that dealt with nothing later is behind, or has nothing to do and lost the last events, does not
+// Whether a service that handled nothing later is behind, or has nothing to do and lost the last events, does not
 // show in any table. So of those that wait for long, the youngest is taken for a finding: when its repair shows, the
 // service has come to the time of that repair, and past all the others.
 func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	age := p.now.Sub(s.changed)
-	service := s.verdict.lagging
+	awaits := s.verdict.awaits
 	_, known := p.known[findingKey{s.verdict.class, s.orderID}]
 	switch {
 	case age < p.policy.Grace:
 		p.leave(c, s, false)
 		return nil
-	case service == "":
+	case awaits == awaited{}:
 		p.found(c, s)
 		return nil
 	}
-	newest, asked := c.newest[service]
+	newest, asked := c.newest[awaits]
 	if !asked {
 		var err error
-		if newest, err = p.books[service].Newest(ctx, c.pair); err != nil {
+		if newest, err = p.books[awaits.service].Newest(ctx, awaits.key); err != nil {
 			return err
 		}
-		c.newest[service] = newest
+		c.newest[awaits] = newest
 	}
-	switch come := latest(newest, c.shown[service]); {
+	switch come := latest(newest, c.shown[awaits]); {
 	case come.After(s.changed.Add(p.policy.Grace)):
 		p.found(c, s)
 	case known:
@@ -306,8 +306,8 @@ func (p *pass) resolve(c *comparison, orderID, except string) {
 		}
 		p.close(f)
 		if f.RepairedAt != nil {
-			service := c.judge(f.Evidence[c.cause], f.Evidence[c.effect]).lagging
-			c.shown[service] = latest(c.shown[service], *f.RepairedAt)
+			awaits := c.judge(f.Evidence[c.cause], f.Evidence[c.effect]).awaits
+			c.shown[awaits] = latest(c.shown[awaits], *f.RepairedAt)
 		}
 	}
 }

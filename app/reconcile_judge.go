@@ -6,6 +6,7 @@ import (
 
 	"takeout/domain"
 	"takeout/domain/dispatch"
+	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/domain/payment"
 	"takeout/domain/points"
@@ -43,10 +44,15 @@ var pairOf = map[string]Pair{
 
 // verdict is what two services' rows of one order say together.
 type verdict struct {
-	class   string  // empty if they consistent
-	remedy  *remedy // nil if a person must decide
-	lagging string  // the service that may only not have heard yet, empty if there is nothing to hear
+	class  string  // empty if they are consistent
+	remedy *remedy // nil if a person must decide
+	awaits awaited // what may only not have been heard yet
 }
+
+// awaited is an event that a service has not handled. The zero value is none.
+type awaited struct{ service, key string }
+
+func hears(service string, e event.Event) awaited { return awaited{service, e.Key()} }
 
 // remedy is a repair. It goes through an ordinary use case, which is idempotent and leaves a trace in the order's
 // history.
@@ -149,7 +155,10 @@ func judgeDispatch(orders, dispatches []Record) verdict {
 	case len(orders) == 0:
 		return verdict{class: OrphanDispatch, remedy: restoreFromDispatch}
 	case len(dispatches) == 0:
-		return verdict{MissingDispatch, announceOrder, "dispatch"}
+		if orders[0].State == order.Cancelled.String() {
+			return verdict{MissingDispatch, announceOrder, hears("dispatch", event.OrderCancelled{})}
+		}
+		return verdict{MissingDispatch, announceOrder, hears("dispatch", event.OrderPlaced{})}
 	}
 	o, d := orders[0], dispatches[0]
 	if o.Amount != d.Amount || o.Currency != d.Currency {
@@ -159,7 +168,7 @@ func judgeDispatch(orders, dispatches []Record) verdict {
 		return v
 	}
 	if o.Name != d.Name || !o.PlacedAt.Equal(d.PlacedAt) {
-		return verdict{FieldMismatch, correctDispatch, "dispatch"}
+		return verdict{FieldMismatch, correctDispatch, hears("dispatch", event.OrderPlaced{})}
 	}
 	return consistent
 }
@@ -167,7 +176,10 @@ func judgeDispatch(orders, dispatches []Record) verdict {
 // judgeProgress compares how far an order has come. What is not in the table is a contradiction for a person.
 func judgeProgress(o, d Record) verdict {
 	sameCourier := o.CourierID == d.CourierID
-	tell := verdict{FieldMismatch, announceDispatch, "order"}
+	tell := verdict{FieldMismatch, announceDispatch, hears("order", event.DispatchAssigned{})}
+	if d.State == dispatch.Delivered.String() {
+		tell.awaits = hears("order", event.DispatchDelivered{})
+	}
 	if d.CourierID == "" {
 		tell.remedy = nil // nobody can be told of
 	}
@@ -185,9 +197,9 @@ func judgeProgress(o, d Record) verdict {
 	case progress{"cancelled", "delivered"}: // the courier was faster than the cancellation
 		return consistent
 	case progress{"cancelled", "waiting"}, progress{"cancelled", "assigned"}:
-		return verdict{CancelledButActive, announceOrder, "dispatch"}
+		return verdict{CancelledButActive, announceOrder, hears("dispatch", event.OrderCancelled{})}
 	case progress{"placed", "impossible"}:
-		return verdict{FieldMismatch, cancelOrder, "order"}
+		return verdict{FieldMismatch, cancelOrder, hears("order", event.DispatchImpossible{})}
 	case progress{"placed", "released"}, progress{"dispatched", "released"}, progress{"dispatched", "impossible"}:
 		return verdict{class: FieldMismatch, remedy: cancelOrder}
 	}
@@ -202,7 +214,8 @@ type progress struct{ order, dispatch string }
 // judgeUndispatched judges an order without a dispatch where orders are dispatched when they are paid.
 func judgeUndispatched(payments []Record) verdict {
 	if len(payments) == 1 && payments[0].State == payment.Succeeded.String() {
-		return verdict{MissingDispatch, announcePayment, "dispatch"}
+		// Orders are dispatched on one event or on the other, and never on both.
+		return verdict{MissingDispatch, announcePayment, hears("dispatch", event.OrderPlaced{})}
 	}
 	return consistent // the comparison with the payments says what is wrong, if anything is
 }
@@ -222,22 +235,22 @@ func judgePayment(orders, payments []Record) verdict {
 		if cancelled {
 			return consistent
 		}
-		return verdict{MissingPayment, announceOrder, "payment"}
+		return verdict{MissingPayment, announceOrder, hears("payment", event.OrderPlaced{})}
 	}
 	if orders[0].Amount != payments[0].Amount || orders[0].Currency != payments[0].Currency {
 		return verdict{class: PaymentMismatch}
 	}
 	switch payments[0].State {
 	case payment.Charging.String():
-		return verdict{MissingPayment, announceOrder, "payment"}
+		return verdict{MissingPayment, announceOrder, hears("payment", event.OrderPlaced{})}
 	case payment.Succeeded.String():
 		if cancelled {
-			return verdict{PaymentMismatch, announceOrder, "payment"}
+			return verdict{PaymentMismatch, announceOrder, hears("payment", event.OrderCancelled{})}
 		}
 		return consistent
 	case payment.Refused.String():
 		if !cancelled && !delivered {
-			return verdict{PaymentMismatch, announcePayment, "order"}
+			return verdict{PaymentMismatch, announcePayment, hears("order", event.PaymentRefused{})}
 		}
 	}
 	if cancelled {
@@ -265,9 +278,9 @@ func judgePoints(payments, entries []Record) verdict {
 	case state == payment.Succeeded.String() && sum == earned, state != payment.Succeeded.String() && sum == 0:
 		return consistent
 	case state == payment.Succeeded.String() && len(entries) == 0:
-		return verdict{MissingPoints, announcePayment, "points"}
+		return verdict{MissingPoints, announcePayment, hears("points", event.PaymentSucceeded{})}
 	case state == payment.Refunded.String() && sum == earned:
-		return verdict{PointsMismatch, announcePayment, "points"}
+		return verdict{PointsMismatch, announcePayment, hears("points", event.PaymentRefunded{})}
 	}
 	return verdict{class: PointsMismatch}
 }
@@ -282,9 +295,9 @@ func judgeRecorded(entries, orders []Record) verdict {
 	case double, sum < 0, sum == orders[0].Points:
 		return consistent // wrong entries are found where they are compared with payments
 	case len(entries) == 0:
-		return verdict{UnrecordedPoints, announcePayment, "points"}
+		return verdict{UnrecordedPoints, announcePayment, hears("points", event.PaymentSucceeded{})}
 	}
-	return verdict{UnrecordedPoints, announcePoints, "order"}
+	return verdict{UnrecordedPoints, announcePoints, hears("order", event.PointsAwarded{})}
 }
 
 // sumUp returns what the entries come to, and whether two are of the same kind.

@@ -16,14 +16,15 @@ func row(state, courier string) []Record {
 func TestOrderAndDispatchAgreeOrOneOfThemIsToldOrAPersonDecides(t *testing.T) {
 	t.Parallel()
 	person := verdict{class: FieldMismatch}
-	tellOrder := verdict{FieldMismatch, announceDispatch, "order"}
-	tellDispatch := verdict{CancelledButActive, announceOrder, "dispatch"}
+	tellOrder := verdict{FieldMismatch, announceDispatch, awaited{"order", "dispatch.assigned"}}
+	tellDelivered := verdict{FieldMismatch, announceDispatch, awaited{"order", "dispatch.delivered"}}
+	tellDispatch := verdict{CancelledButActive, announceOrder, awaited{"dispatch", "order.cancelled"}}
 	cancel := verdict{class: FieldMismatch, remedy: cancelOrder}
-	mayCancel := verdict{FieldMismatch, cancelOrder, "order"}
+	mayCancel := verdict{FieldMismatch, cancelOrder, awaited{"order", "dispatch.impossible"}}
 	want := map[string][5]verdict{
 		//            waiting       assigned      delivered  released  impossible
-		"placed":     {consistent, tellOrder, tellOrder, cancel, mayCancel},
-		"dispatched": {person, consistent, tellOrder, cancel, cancel},
+		"placed":     {consistent, tellOrder, tellDelivered, cancel, mayCancel},
+		"dispatched": {person, consistent, tellDelivered, cancel, cancel},
 		"delivered":  {person, person, consistent, person, person},
 		"cancelled":  {tellDispatch, tellDispatch, consistent, consistent, consistent},
 		"unheard of": {person, person, person, person, person},
@@ -34,11 +35,12 @@ func TestOrderAndDispatchAgreeOrOneOfThemIsToldOrAPersonDecides(t *testing.T) {
 		}
 	}
 	require.Equal(t, tellOrder, judgeDispatch(row("dispatched", "zhao"), row("assigned", "qian")))
-	require.Equal(t, tellOrder, judgeDispatch(row("delivered", "zhao"), row("delivered", "qian")))
-	require.Equal(t, verdict{class: FieldMismatch, lagging: "order"}, judgeDispatch(row("dispatched", "zhao"), row("assigned", "")), "nobody can be told of")
+	require.Equal(t, tellDelivered, judgeDispatch(row("delivered", "zhao"), row("delivered", "qian")))
+	require.Equal(t, verdict{class: FieldMismatch, awaits: tellOrder.awaits}, judgeDispatch(row("dispatched", "zhao"), row("assigned", "")), "nobody can be told of")
 	require.Equal(t, consistent, judgeDispatch(nil, nil))
 	require.Equal(t, verdict{class: OrphanDispatch, remedy: restoreFromDispatch}, judgeDispatch(nil, row("waiting", "")))
-	require.Equal(t, verdict{MissingDispatch, announceOrder, "dispatch"}, judgeDispatch(row("placed", ""), nil))
+	require.Equal(t, verdict{MissingDispatch, announceOrder, awaited{"dispatch", "order.placed"}}, judgeDispatch(row("placed", ""), nil))
+	require.Equal(t, verdict{MissingDispatch, announceOrder, awaited{"dispatch", "order.cancelled"}}, judgeDispatch(row("cancelled", ""), nil))
 	require.Equal(t, verdict{class: Duplicate}, judgeDispatch(append(row("placed", ""), row("placed", "")...), nil))
 	require.Equal(t, verdict{class: Duplicate}, judgeDispatch(nil, append(row("waiting", ""), row("waiting", "")...)))
 }
@@ -59,20 +61,22 @@ func TestNameAndTimeAreTheOrderServices(t *testing.T) {
 	for _, change := range []func(*Record){func(r *Record) { r.Name = "y" }, func(r *Record) { r.PlacedAt = placed.Add(time.Microsecond) }} {
 		other := row("assigned", "zhao")
 		change(&other[0])
-		require.Equal(t, verdict{FieldMismatch, correctDispatch, "dispatch"}, judgeDispatch(row("dispatched", "zhao"), other))
+		require.Equal(t, verdict{FieldMismatch, correctDispatch, awaited{"dispatch", "order.placed"}}, judgeDispatch(row("dispatched", "zhao"), other))
 	}
 }
 
 func TestOrderIsPaidUnlessItIsCancelled(t *testing.T) {
 	t.Parallel()
 	person := verdict{class: PaymentMismatch}
-	charge := verdict{MissingPayment, announceOrder, "payment"}
+	charge := verdict{MissingPayment, announceOrder, awaited{"payment", "order.placed"}}
+	refused := verdict{PaymentMismatch, announcePayment, awaited{"order", "payment.refused"}}
+	refund := verdict{PaymentMismatch, announceOrder, awaited{"payment", "order.cancelled"}}
 	for status, verdicts := range map[string][6]verdict{
 		//            absent charging succeeded refused refunded void
-		"placed":     {charge, charge, consistent, {PaymentMismatch, announcePayment, "order"}, person, person},
-		"dispatched": {charge, charge, consistent, {PaymentMismatch, announcePayment, "order"}, person, person},
+		"placed":     {charge, charge, consistent, refused, person, person},
+		"dispatched": {charge, charge, consistent, refused, person, person},
 		"delivered":  {charge, charge, consistent, person, person, person},
-		"cancelled":  {consistent, charge, {PaymentMismatch, announceOrder, "payment"}, consistent, consistent, consistent},
+		"cancelled":  {consistent, charge, refund, consistent, consistent, consistent},
 	} {
 		for i, state := range []string{"", "charging", "succeeded", "refused", "refunded", "void"} {
 			var payments []Record
@@ -98,13 +102,13 @@ func TestPaymentEarnsWhatTheLedgerSays(t *testing.T) {
 		want    verdict
 	}{
 		{"succeeded", []Record{award}, consistent},
-		{"succeeded", nil, verdict{MissingPoints, announcePayment, "points"}},
+		{"succeeded", nil, verdict{MissingPoints, announcePayment, awaited{"points", "payment.succeeded"}}},
 		{"succeeded", []Record{award, revoke}, person},
 		{"succeeded", []Record{entry("award", 29)}, person},
 		{"succeeded", []Record{award, award}, verdict{class: DoublePoints}},
 		{"refunded", nil, consistent},
 		{"refunded", []Record{award, revoke}, consistent},
-		{"refunded", []Record{award}, verdict{PointsMismatch, announcePayment, "points"}},
+		{"refunded", []Record{award}, verdict{PointsMismatch, announcePayment, awaited{"points", "payment.refunded"}}},
 		{"refunded", []Record{award, revoke, revoke}, verdict{class: DoublePoints}},
 		{"refused", nil, consistent},
 		{"refused", []Record{award}, person},
@@ -126,7 +130,7 @@ func TestOrderThatWaitsToBePaidLacksNoDispatch(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, consistent, judgeUndispatched(nil))
 	require.Equal(t, consistent, judgeUndispatched(row("charging", "")))
-	require.Equal(t, verdict{MissingDispatch, announcePayment, "dispatch"}, judgeUndispatched(row("succeeded", "")))
+	require.Equal(t, verdict{MissingDispatch, announcePayment, awaited{"dispatch", "order.placed"}}, judgeUndispatched(row("succeeded", "")))
 }
 
 func TestPointsWithoutAPaymentAreOfALostOrderOrALostPayment(t *testing.T) {
@@ -134,4 +138,29 @@ func TestPointsWithoutAPaymentAreOfALostOrderOrALostPayment(t *testing.T) {
 	require.Equal(t, verdict{class: Lost}, judgeUnpaidPoints(nil))
 	require.Equal(t, consistent, judgeUnpaidPoints(row("dispatched", "zhao")))
 	require.Equal(t, verdict{class: PointsMismatch}, judgeUnpaidPoints(row("cancelled", "")))
+}
+
+func TestOrderSaysWhatItEarned(t *testing.T) {
+	t.Parallel()
+	says := func(status string, points int64) []Record {
+		return []Record{{State: status, Points: points, PlacedAt: placed}}
+	}
+	award, revoke := Record{State: "award", Points: 28}, Record{State: "revoke", Points: -28}
+	tell := verdict{UnrecordedPoints, announcePoints, awaited{"order", "points.awarded"}}
+	for _, c := range []struct {
+		entries, orders []Record
+		want            verdict
+	}{
+		{[]Record{award}, says("dispatched", 28), consistent},
+		{[]Record{award}, says("dispatched", 0), tell},
+		{[]Record{award}, says("placed", 29), tell},
+		{[]Record{award, revoke}, says("placed", 28), tell},
+		{[]Record{award, award}, says("placed", 28), consistent},
+		{[]Record{award}, says("cancelled", 0), consistent},
+		{nil, says("placed", 0), consistent},
+		{nil, says("placed", 5), verdict{UnrecordedPoints, announcePayment, awaited{"points", "payment.succeeded"}}},
+		{[]Record{award}, nil, consistent},
+	} {
+		require.Equal(t, c.want, judgeRecorded(c.entries, c.orders), "%+v %+v", c.entries, c.orders)
+	}
 }

@@ -39,9 +39,9 @@ type comparison struct {
 	stopped   bool             // before everything was compared, because too much differs
 	done      bool             // without an error
 
-	newest  map[string]time.Time // Book.Newest, by service
-	shown   map[string]time.Time // when the last repair was made that shows, by the service that had not heard
-	probe   *suspect             // see decide
+	newest  map[awaited]time.Time // Book.Newest
+	shown   map[awaited]time.Time // when the last repair was made that shows, by what had not been heard
+	probe   *suspect              // see decide
 	probing bool
 }
 
@@ -112,7 +112,7 @@ func (p *pass) load(ctx context.Context) error {
 // compare finds the orders of a pair whose lines differ, in what is due.
 func (p *pass) compare(ctx context.Context, c *comparison) error {
 	c.suspects, c.unsettled = map[string]int64{}, map[int64]bool{}
-	c.newest, c.shown = map[string]time.Time{}, map[string]time.Time{}
+	c.newest, c.shown = map[awaited]time.Time{}, map[awaited]time.Time{}
 	if err := p.due(ctx, c); err != nil {
 		return err
 	}

@@ -468,6 +468,52 @@ func TestBacklogOfTheDispatchServiceIsNoDrift(t *testing.T) {
 	require.Equal(t, 6, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE state = 'assigned'"))
 }
 
+func TestServiceIsBehindWithOneQueueWhateverItDoesForOthers(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := withoutCashier(t, st)
+		long := time.Now().UTC().Add(-24 * time.Hour)
+		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
+		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+		var ids []string
+		for range 3 {
+			ids = append(ids, s.old(t, "undelivered"))
+		}
+		// The orders wait to be charged. A later one was cancelled before, and the refund's queue is not behind.
+		later := s.old(t, "later")
+		alter(t, s.order, "UPDATE order_info SET status = 'cancelled', placed_at = ?, cancelled_at = placed_at WHERE orderId = ?", time.Now().UTC().Add(-time.Minute), later)
+		alter(t, s.dispatch, "UPDATE platoon SET state = 'released', takeout_userId = NULL, placed_at = ? WHERE orderId = ?", s.get(t, later).PlacedAt, later)
+		s.pay(t, later, "void", 0, 0)
+		found := func() (classes []string) {
+			for _, f := range s.reconcile(t, `{"full":true}`).Findings {
+				classes = append(classes, f.Class)
+			}
+			return classes
+		}
+		require.Equal(t, []string{app.MissingPayment}, found(), "one finds out whether the service is behind")
+
+		for _, id := range ids {
+			s.pay(t, id, "succeeded", 28)
+		}
+		require.Empty(t, s.reconcile(t, `{"full":true}`).Totals)
+		// Now they wait to be assigned; a cancelled one was released unassigned.
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE state = 'assigned'")
+		require.Equal(t, []string{app.MissingDispatch}, found())
+		s.awaitReconciled(t)
+
+		// Now the order service has not heard of the couriers, only that one of a later order has brought it.
+		alter(t, s.order, "UPDATE order_info SET status = 'placed', version = 1 WHERE name = 'undelivered'")
+		brought := s.old(t, "brought")
+		s.pay(t, brought, "succeeded", 28)
+		at := time.Now().UTC().Add(-time.Minute)
+		alter(t, s.order, "UPDATE order_info SET status = 'delivered', version = 2, placed_at = ?, delivered_at = placed_at WHERE orderId = ?", at, brought)
+		alter(t, s.dispatch, "UPDATE platoon SET state = 'delivered', placed_at = ?, delivered_at = placed_at WHERE orderId = ?", s.get(t, brought).PlacedAt, brought)
+		for _, table := range [][2]string{{s.payment, "payment"}, {s.points, "points_entry"}} {
+			alter(t, table[0], "UPDATE "+table[1]+" SET placed_at = ? WHERE orderId = ?", s.get(t, brought).PlacedAt, brought)
+		}
+		require.Equal(t, []string{app.FieldMismatch}, found())
+	})
+}
+
 func TestRepairThatShowsTellsThatTheServiceHasComePastWhateverWaited(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t))

@@ -10,6 +10,7 @@ import (
 
 	"takeout/adapters/sqldb"
 	"takeout/app"
+	"takeout/domain/order"
 )
 
 // Book is one service's database as reconciliation sees it. It implements app.Book.
@@ -25,9 +26,9 @@ type table struct {
 	changed []string // columns of the times at which something happened to the order
 	lines   map[app.Pair]func(d sqldb.Dialect) line
 	watched []string // columns whose change is noted
-	newest  []string // one of these SELECTs has when the newest order was placed that the service has dealt with
-
-	newestOf map[app.Pair]string // the SELECT for pairs of whose events those say nothing
+	// newest are SELECTs by the keys of events: one of those has when the newest order was placed about which the service
+	// has handled such an event.
+	newest map[string][]string
 }
 
 // line says which rows make lines, and of what. The parts must be the same on both sides of a pair.
@@ -43,14 +44,16 @@ var tablesOf = map[string]table{
 		record:  "status, name, order_money, currency, COALESCE(courier_id, ''), points, version, placed_at",
 		changed: []string{"assigned_at", "delivered_at", "cancelled_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "points", "placed_at"},
-		newest: []string{
-			"SELECT placed_at FROM order_info WHERE status = 'dispatched' ORDER BY id DESC LIMIT 1",
-			"SELECT placed_at FROM order_info WHERE status = 'delivered' ORDER BY id DESC LIMIT 1",
-		},
-		newestOf: map[app.Pair]string{
-			// No index has points. If none of so many has any, there is no saying.
-			app.PointsOrder: "SELECT placed_at FROM (SELECT id, placed_at, points FROM order_info ORDER BY id DESC LIMIT 10000) newest " +
-				"WHERE points > 0 ORDER BY id DESC LIMIT 1",
+		newest: map[string][]string{
+			// An order whose delivery was heard of first has the version 2.
+			"dispatch.assigned": {
+				newestIn("order_info", "status = 'dispatched'", "id"),
+				newestAmong("order_info WHERE status = 'delivered'", "id, version", "version > 2"),
+			},
+			"dispatch.delivered":  {newestIn("order_info", "status = 'delivered'", "id")},
+			"dispatch.impossible": {newestAmong("order_info WHERE status = 'cancelled'", "id, cancel_reason", "cancel_reason = '"+order.ReasonNoCourier+"'")},
+			"payment.refused":     {newestAmong("order_info WHERE status = 'cancelled'", "id, cancel_reason", "cancel_reason = '"+order.ReasonNotPaid+"'")},
+			"points.awarded":      {newestAmong("order_info", "id, points", "points > 0")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
@@ -71,7 +74,13 @@ var tablesOf = map[string]table{
 		record:  "state, name, order_money, currency, COALESCE(takeout_userId, ''), 0, order_version, placed_at",
 		changed: []string{"assigned_at", "delivered_at", "released_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "state", "takeout_userId", "placed_at"},
-		newest:  []string{"SELECT placed_at FROM platoon ORDER BY placed_at DESC LIMIT 1"},
+		newest: map[string][]string{
+			"order.placed": {
+				newestIn("platoon", "state = 'waiting'", "placed_at"), newestIn("platoon", "state = 'assigned'", "placed_at"),
+				newestIn("platoon", "state = 'delivered'", "placed_at"), newestIn("platoon", "state = 'impossible'", "placed_at"),
+			},
+			"order.cancelled": {newestIn("platoon", "state = 'released'", "placed_at")},
+		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
@@ -85,7 +94,10 @@ var tablesOf = map[string]table{
 		record:  "state, name, order_money, currency, '', 0, order_version, placed_at",
 		changed: []string{"decided_at", "refunded_at"},
 		watched: []string{"orderId", "order_money", "currency", "state", "placed_at"},
-		newest:  []string{"SELECT placed_at FROM payment ORDER BY placed_at DESC LIMIT 1"},
+		newest: map[string][]string{
+			"order.placed":    {newestAmong("payment", "id, state", "state IN ('succeeded', 'refused')")},
+			"order.cancelled": {newestAmong("payment", "id, state", "state IN ('refunded', 'void')")},
+		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderPayment: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
@@ -101,7 +113,11 @@ var tablesOf = map[string]table{
 		record:  "kind, '', 0, '', '', points, 0, placed_at",
 		changed: []string{"at"},
 		watched: []string{"orderId", "kind", "points", "placed_at"},
-		newest:  []string{"SELECT placed_at FROM points_entry ORDER BY placed_at DESC LIMIT 1"},
+		newest: map[string][]string{
+			// What was taken back before it was awarded is entered as an award of nothing.
+			"payment.succeeded": {newestAmong("points_entry", "id, kind, points", "kind = 'award' AND points > 0")},
+			"payment.refunded":  {newestAmong("points_entry", "id, kind", "kind = 'revoke'")},
+		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.PaymentPoints: earned,
 			app.PointsOrder:   earned,
@@ -297,13 +313,9 @@ func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.St
 }
 
 // Newest implements app.Book.
-func (b *Book) Newest(ctx context.Context, pair app.Pair) (time.Time, error) {
+func (b *Book) Newest(ctx context.Context, key string) (time.Time, error) {
 	var newest time.Time
-	queries := b.table.newest
-	if query, apart := b.table.newestOf[pair]; apart {
-		queries = []string{query}
-	}
-	for _, query := range queries {
+	for _, query := range b.table.newest[key] {
 		at, err := b.time(ctx, query)
 		if err != nil {
 			return newest, err
@@ -313,6 +325,18 @@ func (b *Book) Newest(ctx context.Context, pair app.Pair) (time.Time, error) {
 		}
 	}
 	return newest, nil
+}
+
+// newestIn selects when the newest row for which the condition holds was placed. An index has both.
+func newestIn(table, condition, by string) string {
+	return "SELECT placed_at FROM " + table + " WHERE " + condition + " ORDER BY " + by + " DESC LIMIT 1"
+}
+
+// newestAmong selects when the newest of those rows was placed for which a condition on further columns holds, that no
+// index has. If it holds for none of the newest ten thousand, there is no saying.
+func newestAmong(rows, columns, condition string) string {
+	return "SELECT placed_at FROM (SELECT placed_at, " + columns + " FROM " + rows +
+		" ORDER BY id DESC LIMIT 10000) newest WHERE " + condition + " ORDER BY id DESC LIMIT 1"
 }
 
 // Created implements app.Book.
