@@ -178,6 +178,8 @@ func (p *pass) look(ctx context.Context, c *comparison, ids []string) ([]*suspec
 			s.verdict = judgeUndispatched(witness)
 		case s.verdict.class == PointsMismatch && len(cause) == 0:
 			s.verdict = judgeUnpaidPoints(witness)
+		case s.verdict.class == UnrecordedPoints && len(cause) == 0:
+			s.verdict = judgeUnearned(witness)
 		}
 		for _, r := range slices.Concat(cause, effect, witness) {
 			s.changed = latest(s.changed, r.ChangedAt)
@@ -192,6 +194,8 @@ func (p *pass) witness(c *comparison) string {
 	switch {
 	case c.pair == PaymentPoints:
 		return "order"
+	case c.pair == PointsOrder:
+		return "payment"
 	case c.pair == OrderDispatch && p.policy.AfterPayment && p.books["payment"] != nil:
 		return "payment"
 	}

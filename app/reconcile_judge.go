@@ -295,9 +295,18 @@ func judgeRecorded(entries, orders []Record) verdict {
 	case double, sum < 0, sum == orders[0].Points:
 		return consistent // wrong entries are found where they are compared with payments
 	case len(entries) == 0:
-		return verdict{UnrecordedPoints, announcePayment, hears("points", event.PaymentSucceeded{})}
+		return verdict{class: UnrecordedPoints}
 	}
 	return verdict{UnrecordedPoints, announcePoints, hears("order", event.PointsAwarded{})}
+}
+
+// judgeUnearned judges an order that says points although none are entered. That they are missing, or the payment, is found
+// where those are compared.
+func judgeUnearned(payments []Record) verdict {
+	if len(payments) == 1 && payments[0].State == payment.Succeeded.String() && earns(payments[0]) == 0 {
+		return verdict{UnrecordedPoints, announcePayment, hears("points", event.PaymentSucceeded{})}
+	}
+	return consistent
 }
 
 // sumUp returns what the entries come to, and whether two are of the same kind.

@@ -158,9 +158,19 @@ func TestOrderSaysWhatItEarned(t *testing.T) {
 		{[]Record{award, award}, says("placed", 28), consistent},
 		{[]Record{award}, says("cancelled", 0), consistent},
 		{nil, says("placed", 0), consistent},
-		{nil, says("placed", 5), verdict{UnrecordedPoints, announcePayment, awaited{"points", "payment.succeeded"}}},
+		{nil, says("placed", 5), verdict{class: UnrecordedPoints}},
 		{[]Record{award}, nil, consistent},
 	} {
 		require.Equal(t, c.want, judgeRecorded(c.entries, c.orders), "%+v %+v", c.entries, c.orders)
 	}
+}
+
+func TestPointsThatAPaymentCannotHaveEarnedAreTakenOffTheOrder(t *testing.T) {
+	t.Parallel()
+	free := row("succeeded", "")
+	free[0].Amount = 99
+	require.Equal(t, verdict{UnrecordedPoints, announcePayment, awaited{"points", "payment.succeeded"}}, judgeUnearned(free))
+	require.Equal(t, consistent, judgeUnearned(row("succeeded", "")), "they are missing in the ledger")
+	require.Equal(t, consistent, judgeUnearned(row("refused", "")))
+	require.Equal(t, consistent, judgeUnearned(nil))
 }

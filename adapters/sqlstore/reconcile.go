@@ -10,7 +10,6 @@ import (
 
 	"takeout/adapters/sqldb"
 	"takeout/app"
-	"takeout/domain/order"
 )
 
 // Book is one service's database as reconciliation sees it. It implements app.Book.
@@ -27,7 +26,8 @@ type table struct {
 	lines   map[app.Pair]func(d sqldb.Dialect) line
 	watched []string // columns whose change is noted
 	// newest are SELECTs by the keys of events: one of those has when the newest order was placed about which the service
-	// has handled such an event.
+	// has handled such an event, or one of those that more orders have, and have first: the queue of what comes later to
+	// few of them is not further behind.
 	newest map[string][]string
 }
 
@@ -45,15 +45,11 @@ var tablesOf = map[string]table{
 		changed: []string{"assigned_at", "delivered_at", "cancelled_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "points", "placed_at"},
 		newest: map[string][]string{
-			// An order whose delivery was heard of first has the version 2.
-			"dispatch.assigned": {
-				newestIn("order_info", "status = 'dispatched'", "id"),
-				newestAmong("order_info WHERE status = 'delivered'", "id, version", "version > 2"),
-			},
-			"dispatch.delivered":  {newestIn("order_info", "status = 'delivered'", "id")},
-			"dispatch.impossible": {newestAmong("order_info WHERE status = 'cancelled'", "id, cancel_reason", "cancel_reason = '"+order.ReasonNoCourier+"'")},
-			"payment.refused":     {newestAmong("order_info WHERE status = 'cancelled'", "id, cancel_reason", "cancel_reason = '"+order.ReasonNotPaid+"'")},
-			"points.awarded":      {newestAmong("order_info", "id, points", "points > 0")},
+			"dispatch.assigned":   dispatched,
+			"dispatch.delivered":  append([]string{newestIn("order_info", "status = 'delivered'", "id")}, dispatched...),
+			"dispatch.impossible": dispatched,
+			"payment.refused":     dispatched,
+			"points.awarded":      {newestAmong("order_info", "placed_at", "points", "points > 0")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
@@ -75,11 +71,8 @@ var tablesOf = map[string]table{
 		changed: []string{"assigned_at", "delivered_at", "released_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "state", "takeout_userId", "placed_at"},
 		newest: map[string][]string{
-			"order.placed": {
-				newestIn("platoon", "state = 'waiting'", "placed_at"), newestIn("platoon", "state = 'assigned'", "placed_at"),
-				newestIn("platoon", "state = 'delivered'", "placed_at"), newestIn("platoon", "state = 'impossible'", "placed_at"),
-			},
-			"order.cancelled": {newestIn("platoon", "state = 'released'", "placed_at")},
+			"order.placed":    assigned,
+			"order.cancelled": append([]string{newestIn("platoon", "state = 'released'", "placed_at")}, assigned...),
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
@@ -95,8 +88,8 @@ var tablesOf = map[string]table{
 		changed: []string{"decided_at", "refunded_at"},
 		watched: []string{"orderId", "order_money", "currency", "state", "placed_at"},
 		newest: map[string][]string{
-			"order.placed":    {newestAmong("payment", "id, state", "state IN ('succeeded', 'refused')")},
-			"order.cancelled": {newestAmong("payment", "id, state", "state IN ('refunded', 'void')")},
+			"order.placed":    {newestAmong("payment", "placed_at", "state", "state IN ('succeeded', 'refused')")},
+			"order.cancelled": {newestAmong("payment", "placed_at", "state", "state <> 'charging'")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderPayment: func(sqldb.Dialect) line {
@@ -115,14 +108,26 @@ var tablesOf = map[string]table{
 		watched: []string{"orderId", "kind", "points", "placed_at"},
 		newest: map[string][]string{
 			// What was taken back before it was awarded is entered as an award of nothing.
-			"payment.succeeded": {newestAmong("points_entry", "id, kind, points", "kind = 'award' AND points > 0")},
-			"payment.refunded":  {newestAmong("points_entry", "id, kind", "kind = 'revoke'")},
+			"payment.succeeded": {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'award' AND points > 0")},
+			"payment.refunded":  {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'revoke' OR points > 0")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.PaymentPoints: earned,
 			app.PointsOrder:   earned,
 		},
 	},
+}
+
+// dispatched select orders whose courier was heard of. One whose delivery was heard of first has the version 2.
+var dispatched = []string{
+	newestIn("order_info", "status = 'dispatched'", "id"),
+	newestAmong("order_info WHERE status = 'delivered'", "id", "version", "version > 2"),
+}
+
+// assigned select dispatches that an order made, and not its cancellation.
+var assigned = []string{
+	newestIn("platoon", "state = 'waiting'", "placed_at"), newestIn("platoon", "state = 'assigned'", "placed_at"),
+	newestIn("platoon", "state = 'delivered'", "placed_at"), newestIn("platoon", "state = 'impossible'", "placed_at"),
 }
 
 // earned are the lines of what orders earned.
@@ -334,9 +339,9 @@ func newestIn(table, condition, by string) string {
 
 // newestAmong selects when the newest of those rows was placed for which a condition on further columns holds, that no
 // index has. If it holds for none of the newest ten thousand, there is no saying.
-func newestAmong(rows, columns, condition string) string {
-	return "SELECT placed_at FROM (SELECT placed_at, " + columns + " FROM " + rows +
-		" ORDER BY id DESC LIMIT 10000) newest WHERE " + condition + " ORDER BY id DESC LIMIT 1"
+func newestAmong(rows, by, columns, condition string) string {
+	return "SELECT newest_placed_at FROM (SELECT " + by + " AS newest_by, placed_at AS newest_placed_at, " + columns + " FROM " + rows +
+		" ORDER BY " + by + " DESC LIMIT 10000) newest WHERE " + condition + " ORDER BY newest_by DESC LIMIT 1"
 }
 
 // Created implements app.Book.
