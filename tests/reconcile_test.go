@@ -773,15 +773,9 @@ func TestPointsThatAnOrderNeverHeardOfAreRecorded(t *testing.T) {
 				return nil
 			})
 		}
-		lost, wrong, free := s.old(t, "lost"), s.old(t, "wrong"), s.place(t, "earns nothing", 99)
-		for _, id := range []string{lost, wrong} {
-			recorded(id, 28)
-			for _, where := range [][2]string{{s.payment, "payment"}, {s.points, "points_entry"}} {
-				alter(t, where[0], "UPDATE "+where[1]+" SET placed_at = ? WHERE orderId = ?", s.get(t, id).PlacedAt, id)
-			}
-			alter(t, s.payment, "UPDATE payment SET decided_at = placed_at WHERE orderId = ?", id)
-			alter(t, s.points, "UPDATE points_entry SET at = placed_at WHERE orderId = ?", id)
-		}
+		lost, wrong, free := s.paid(t, "lost"), s.paid(t, "wrong"), s.place(t, "earns nothing", 99)
+		recorded(lost, 28)
+		recorded(wrong, 28)
 		s.awaitDispatched(t, free)
 		s.awaitPoints(t, free, 0, 1)
 		recorded(s.place(t, "later", 2850), 28) // so the order service has come past all of them
