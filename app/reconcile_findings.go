@@ -194,7 +194,7 @@ func (p *pass) witness(c *comparison) string {
 	switch {
 	case c.pair == PaymentPoints:
 		return "order"
-	case c.pair == PointsOrder:
+	case c.pair == PointsOrder && p.books["payment"] != nil:
 		return "payment"
 	case c.pair == OrderDispatch && p.policy.AfterPayment && p.books["payment"] != nil:
 		return "payment"
