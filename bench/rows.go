@@ -137,8 +137,8 @@ func (b *bench) drain(ctx context.Context) ([]line, error) {
 	return lines, nil
 }
 
-// longestDrain is when a drain has been measured for long enough. The relay runs ahead of the consumers, which have the
-// processor for themselves afterwards: what is cut off is the fastest part.
+// longestDrain is when a drain has been measured for long enough. One that is cut off says nothing of its
+// end, where the consumers may have the processor for themselves.
 const longestDrain = 15 * time.Minute
 
 func (b *bench) drainOne(ctx context.Context, n int) (line, error) {
