@@ -123,6 +123,57 @@ func TestProcessesHaltedForLongerThanTheirLeasesAreReplacedAndDoNoHarmWhenTheyGo
 	require.NoError(t, dispatch.terminate(t))
 }
 
+// A machine that hangs or vanishes says no goodbye, and its connections stay. Nobody may wait for the locks of what it
+// had begun for longer than the server is told to (eight hours, if it is not told).
+func TestOrdersOfAProcessHaltedInATransactionAreDispatchedByAnother(t *testing.T) {
+	t.Parallel()
+	s := startRoles(t, production(t), "order", "dispatch", "relay")
+	dispatch := s.processes["dispatch"]
+	id := "o-halted"
+	release := holdDispatch(t, s, id)
+	placeAs(t, s, id)
+	for waits := false; !waits; { // until it is halted inside its transaction
+		s.awaitDispatchThatWaits(t)
+		dispatch.halt(t)
+		if waits = s.waitingDispatches(t) > 0; !waits {
+			dispatch.resume(t)
+		}
+	}
+	release()
+	startRole(t, s.stack, "dispatch")
+	s.awaitAllDispatched(t, 1)
+
+	dispatch.resume(t)
+	s.placeMany(t, 30, 4)
+	s.awaitAllDispatched(t, 31)
+	s.awaitRest(t)
+	s.noFailures(t)
+	require.NoError(t, dispatch.terminate(t))
+}
+
+// holdDispatch keeps a row for that order in a transaction that does not end until release, so that whoever dispatches
+// the order waits inside his own.
+func holdDispatch(t testing.TB, s *system, orderID string) (release func()) {
+	t.Helper()
+	return hold(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
+		"VALUES ('"+orderID+"', 'zhao', 'assigned', 'x', 1, 'CNY', NOW(6), 1, NOW(6))")
+}
+
+func (s *system) waitingDispatches(t testing.TB) int {
+	t.Helper()
+	return s.dispatchRows(t, "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'INSERT INTO platoon%'")
+}
+
+func (s *system) awaitDispatchThatWaits(t testing.TB) {
+	t.Helper()
+	eventually(t, "the order waits for the other transaction", func() error {
+		if s.waitingDispatches(t) == 0 {
+			return fmt.Errorf("nobody waits")
+		}
+		return nil
+	})
+}
+
 func TestProcessesAreStoppedInOrderAgainAndAgainUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := startRoles(t, production(t), "order", "dispatch", "relay")
@@ -149,16 +200,9 @@ func TestSecondSignalStopsAtOnceAndLosesNothing(t *testing.T) {
 	s := startRoles(t, production(t), "order", "dispatch", "relay")
 	dispatch := s.processes["dispatch"]
 	id := "o-locked"
-	// A row of the same order in a transaction that does not end keeps the handler in its own.
-	release := hold(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
-		"VALUES ('"+id+"', 'zhao', 'assigned', 'x', 1, 'CNY', NOW(6), 1, NOW(6))")
+	release := holdDispatch(t, s, id)
 	placeAs(t, s, id)
-	eventually(t, "the order waits for the other transaction", func() error {
-		if n := s.dispatchRows(t, "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO platoon%'"); n == 0 {
-			return fmt.Errorf("nobody waits")
-		}
-		return nil
-	})
+	s.awaitDispatchThatWaits(t)
 	began := time.Now()
 	require.NoError(t, dispatch.cmd.Process.Signal(syscall.SIGTERM))
 	eventually(t, "it drains", func() error {

@@ -3,6 +3,7 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -132,12 +133,21 @@ func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
+	release := func() {
+		// It was told to be silent for long, so it does not go back to the others.
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		_ = conn.Close()
+	}
+	if _, err := conn.ExecContext(ctx, "SET SESSION wait_timeout = DEFAULT"); err != nil { // while migrations take their time
+		release()
+		return nil, err
+	}
 	const name = "CONCAT('takeout.migrate.', MD5(DATABASE()))" // a lock's name is the server's, not the database's
 	for {
 		// The driver gives up reading after 10 s, so waiting is asked for in shorter turns.
 		var got sql.NullInt64
 		if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK("+name+", 2)").Scan(&got); err != nil {
-			_ = conn.Close()
+			release()
 			return nil, err
 		}
 		if got.Int64 == 1 {
@@ -146,6 +156,6 @@ func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
 	}
 	return func() {
 		_, _ = conn.ExecContext(context.WithoutCancel(ctx), "DO RELEASE_LOCK("+name+")")
-		_ = conn.Close()
+		release()
 	}, nil
 }
