@@ -45,7 +45,7 @@ verify-mutants: ## plant defects in the program, one at a time, and require that
 verify-cluster: ## run the scenarios that need a RabbitMQ cluster, strace or faketime on this machine
 	$(with_servers) $(GO) test -count=1 -timeout 20m -tags machine ./tests -run 'TestCluster|TestOrderThatCouldNotBeSynced|TestLeasesHold'
 
-bench: ## measure takeout against stock Watermill, XA and the floor of this machine, in 20 minutes; BENCH_JSON=FILE keeps the figures
+bench: ## measure takeout against stock Watermill, XA and the floor of this machine, in 30 minutes; BENCH_JSON=FILE keeps the figures
 	$(GO) run ./bench $(BENCH)
 
 lint: ## run golangci-lint; the first time builds it, in two minutes

@@ -32,6 +32,7 @@ var arms = []arm{
 	{name: "floor_1_queue", kind: "floor", queues: 1, workers: 4 * floorBatch},
 	{name: "floor_2_queues", kind: "floor", queues: 2, workers: 4 * floorBatch},
 	{name: "floor_4_queues", kind: "floor", queues: 4, workers: 4 * floorBatch},
+	{name: "bare", kind: "bare", workers: 4 * floorBatch},
 	{name: "embedded_http", kind: "product", embedded: true, http: true, workers: 64},
 	{name: "embedded_direct", kind: "product", embedded: true, workers: 64},
 	{name: "embedded_floor", kind: "embedded_floor", embedded: true, workers: 4 * floorBatch},
@@ -80,7 +81,7 @@ func (b *bench) start(ctx context.Context, a arm) (_ *running, err error) {
 		return nil, err
 	}
 	s.Queues = a.queues
-	if a.kind == "product" {
+	if a.kind == "product" || a.kind == "bare" {
 		if err := s.prepare(ctx); err != nil {
 			drop()
 			return nil, err

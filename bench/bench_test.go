@@ -43,13 +43,13 @@ func TestQuickRunMeasuresEveryKindOfSystemAndWritesItsFigures(t *testing.T) {
 	t.Setenv("BENCH_JSON", file)
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), []string{
-		"-quick", "-arms=http,direct,stock,xa,floor_2_queues,embedded_direct,embedded_floor", "-rows=drain,reconcile",
+		"-quick", "-arms=http,direct,stock,xa,floor_2_queues,bare,embedded_direct,embedded_floor", "-rows=drain,reconcile",
 	}, &out), "%s", &out)
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	var found report
 	require.NoError(t, json.Unmarshal(text, &found))
-	for _, ratio := range []string{"direct/stock", "http/stock", "direct/floor", "direct/xa", "drain_1m/drain_10k", "embedded_direct/embedded_floor"} {
+	for _, ratio := range []string{"direct/stock", "http/stock", "direct/floor", "direct/bare", "direct/xa", "drain_1m/drain_10k", "embedded_direct/embedded_floor"} {
 		require.Positive(t, found.Ratios[ratio], "%s in %s", ratio, text)
 	}
 	require.Positive(t, found.Arms["direct"].CPU["system"])

@@ -48,6 +48,7 @@ var systems = map[string]func(ctx context.Context, s site) (system, error){
 	"stock":          startStock,
 	"xa":             startXA,
 	"floor":          startFloor,
+	"bare":           startBare,
 	"embedded_floor": startEmbeddedFloor,
 }
 

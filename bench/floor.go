@@ -23,54 +23,55 @@ const (
 	floorRelays = 2    // one reads rows while the other one's are confirmed
 )
 
-// floor does the same work with the same promises and no framework: what this machine can do. Orders that wait are
-// stored together, rows of the outbox are published together, messages that have come are dispatched together.
+// floor dispatches orders with the same promises and no framework, and does nothing else: what this machine can do. Orders that
+// wait are stored together, rows of the outbox are published together, messages that have come are dispatched together.
 type floor struct {
 	orders, dispatches *sql.DB
-	broker             *amqp.Connection
-	consumer           *amqp.Connection
-	queues             []string
+	broker, consumer   *amqp.Connection
 	batches            batcher
-	bell               chan struct{} // rung when rows were committed
+	placed             *carrier
 }
 
-func startFloor(ctx context.Context, s site) (_ system, err error) {
+// openFloor opens the databases and the broker of the site.
+func openFloor(s site) (_ *floor, namespace string, err error) {
 	address, err := url.Parse(s.Broker)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	f := &floor{bell: make(chan struct{}, floorRelays)}
-	for i := range s.Queues {
-		f.queues = append(f.queues, fmt.Sprintf("%s.order.placed.%d", address.Query().Get("namespace"), i))
-	}
+	namespace = address.Query().Get("namespace")
 	address.RawQuery = ""
+	f := &floor{}
 	if f.orders, err = open(s.Order, 32, false); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if f.dispatches, err = open(s.Dispatch, 32, false); err != nil {
+		return nil, "", err
+	}
+	if f.broker, err = amqp.Dial(address.String()); err != nil {
+		return nil, "", err
+	}
+	f.consumer, err = amqp.Dial(address.String())
+	return f, namespace, err
+}
+
+func startFloor(ctx context.Context, s site) (system, error) {
+	f, namespace, err := openFloor(s)
+	if err != nil {
 		return nil, err
 	}
 	if err := errors.Join(create(ctx, f.orders, orderTable, outboxTable), create(ctx, f.dispatches, inboxTable, platoonTable)); err != nil {
 		return nil, err
 	}
-	if f.broker, err = amqp.Dial(address.String()); err != nil {
-		return nil, err
-	}
-	if f.consumer, err = amqp.Dial(address.String()); err != nil {
-		return nil, err
-	}
-	for _, queue := range f.queues {
-		if err := f.consume(ctx, queue); err != nil {
+	var queues []string
+	for i := range s.Queues {
+		queues = append(queues, fmt.Sprintf("%s.order.placed.%d", namespace, i))
+		if err := consume(f.consumer, queues[i], "", "", func(batch []amqp.Delivery) error { return f.dispatch(ctx, batch) }); err != nil {
 			return nil, err
 		}
 	}
+	f.placed = newCarrier(f.orders, f.broker, "", func(id int64) string { return queues[id%int64(len(queues))] }, "")
 	f.batches = newBatcher(2, func(numbers []int) error { return f.store(ctx, numbers) })
-	for range floorRelays {
-		if err := f.relay(ctx); err != nil {
-			return nil, err
-		}
-	}
-	return f, nil
+	return f, f.placed.start(ctx)
 }
 
 func (f *floor) place(_ context.Context, number int) error { return f.batches.do(number) }
@@ -85,7 +86,7 @@ func (f *floor) store(ctx context.Context, numbers []int) error {
 	err = inTx(ctx, f.orders, func(tx *sql.Tx) error {
 		return errors.Join(insert(ctx, tx, insertOrders, orders...), insert(ctx, tx, insertOutbox, announcements...))
 	})
-	ring(f.bell)
+	ring(f.placed.bell)
 	return err
 }
 
@@ -103,23 +104,50 @@ func rowsOf(numbers []int, at time.Time) (orders, announcements [][]any, err err
 	return orders, announcements, nil
 }
 
-// relay publishes what is in the outbox, in the background.
-func (f *floor) relay(ctx context.Context) error {
-	channel, err := f.broker.Channel()
-	if err != nil {
-		return err
+// dispatch stores the dispatches of the orders that were announced.
+func (f *floor) dispatch(ctx context.Context, batch []amqp.Delivery) error {
+	var rows pair
+	for _, delivery := range batch {
+		if err := rows.add(delivery.Body); err != nil {
+			return err
+		}
 	}
-	if err := channel.Confirm(false); err != nil {
-		return err
+	return inTx(ctx, f.dispatches, func(tx *sql.Tx) error { return rows.insert(ctx, tx) })
+}
+
+// carrier takes events out of an outbox to the broker.
+type carrier struct {
+	outbox   *sql.DB
+	broker   *amqp.Connection
+	exchange string
+	key      func(id int64) string // the routing key of the row with that id
+	keep     string                // INSERT … SELECT … FROM, of the rows that are deleted then; empty if nothing is kept
+	bell     chan struct{}         // rung when rows were committed
+}
+
+func newCarrier(outbox *sql.DB, broker *amqp.Connection, exchange string, key func(id int64) string, keep string) *carrier {
+	return &carrier{outbox, broker, exchange, key, keep, make(chan struct{}, floorRelays)}
+}
+
+// start publishes what is in the outbox, in the background.
+func (c *carrier) start(ctx context.Context) error {
+	for range floorRelays {
+		channel, err := c.broker.Channel()
+		if err != nil {
+			return err
+		}
+		if err := channel.Confirm(false); err != nil {
+			return err
+		}
+		returns := channel.NotifyReturn(make(chan amqp.Return, floorWindow))
+		go forever("relay", c.bell, func() (int, error) { return c.carry(ctx, channel, returns) })
 	}
-	returns := channel.NotifyReturn(make(chan amqp.Return, floorWindow))
-	go forever("relay", f.bell, func() (int, error) { return f.carry(ctx, channel, returns) })
 	return nil
 }
 
 // carry publishes some rows and deletes them when all are confirmed. Their locks keep the other relay away.
-func (f *floor) carry(ctx context.Context, channel *amqp.Channel, returns <-chan amqp.Return) (carried int, err error) {
-	err = inTx(ctx, f.orders, func(tx *sql.Tx) error {
+func (c *carrier) carry(ctx context.Context, channel *amqp.Channel, returns <-chan amqp.Return) (carried int, err error) {
+	err = inTx(ctx, c.outbox, func(tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, fmt.Sprintf("SELECT id, uuid, payload FROM outbox ORDER BY id LIMIT %d FOR UPDATE SKIP LOCKED", floorWindow/floorRelays))
 		if err != nil {
 			return err
@@ -134,7 +162,7 @@ func (f *floor) carry(ctx context.Context, channel *amqp.Channel, returns <-chan
 			if err := rows.Scan(&id, &uuid, &payload); err != nil {
 				return err
 			}
-			confirm, err := channel.PublishWithDeferredConfirm("", f.queues[id%int64(len(f.queues))], true, false, amqp.Publishing{
+			confirm, err := channel.PublishWithDeferredConfirm(c.exchange, c.key(id), true, false, amqp.Publishing{
 				ContentType: "application/json", DeliveryMode: amqp.Persistent, MessageId: uuid, Body: payload,
 			})
 			if err != nil {
@@ -155,22 +183,33 @@ func (f *floor) carry(ctx context.Context, channel *amqp.Channel, returns <-chan
 			return errors.New("a message was returned")
 		}
 		// By the primary key, one row after the other: IN may scan the table, and wait for the other relay's rows.
-		_, err = tx.ExecContext(ctx, "DELETE o FROM (SELECT ? AS id"+strings.Repeat(" UNION ALL SELECT ?", len(ids)-1)+
-			") d STRAIGHT_JOIN outbox o ON o.id = d.id", ids...)
+		confirmed := "(SELECT ? AS id" + strings.Repeat(" UNION ALL SELECT ?", len(ids)-1) + ") d STRAIGHT_JOIN outbox o ON o.id = d.id"
+		if c.keep != "" {
+			if _, err := tx.ExecContext(ctx, c.keep+" "+confirmed, ids...); err != nil {
+				return err
+			}
+		}
+		_, err = tx.ExecContext(ctx, "DELETE o FROM "+confirmed, ids...)
 		carried = len(ids)
 		return err
 	}, sql.LevelReadCommitted)
 	return carried, err
 }
 
-// consume dispatches what comes from the queue, in the background.
-func (f *floor) consume(ctx context.Context, queue string) error {
-	channel, err := f.consumer.Channel()
+// consume has what comes from the queue handled in batches, in the background. If an exchange is given, the queue gets its
+// messages with that key.
+func consume(broker *amqp.Connection, queue, exchange, key string, handle func(batch []amqp.Delivery) error) error {
+	channel, err := broker.Channel()
 	if err != nil {
 		return err
 	}
 	if _, err := channel.QueueDeclare(queue, true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
 		return err
+	}
+	if exchange != "" {
+		if err := channel.QueueBind(queue, key, exchange, false, nil); err != nil {
+			return err
+		}
 	}
 	if err := channel.Qos(floorWindow, 0, false); err != nil {
 		return err
@@ -190,18 +229,12 @@ func (f *floor) consume(ctx context.Context, queue string) error {
 	go func() {
 		for first := range come {
 			batch := together(first, come)
-			var rows pair
-			for _, delivery := range batch {
-				if err := rows.add(delivery.Body); err != nil {
-					fail("consumer", err)
-				}
-			}
-			err := inTx(ctx, f.dispatches, func(tx *sql.Tx) error { return rows.insert(ctx, tx) })
+			err := handle(batch)
 			if err == nil {
 				err = batch[len(batch)-1].Ack(true)
 			}
 			if err != nil {
-				fail("consumer", err)
+				fail("consumer of "+queue, err)
 			}
 		}
 	}()

@@ -186,6 +186,7 @@ func (r *report) finish(out io.Writer) error {
 	floor := r.bestFloor()
 	for _, pair := range [][2]string{
 		{"direct", "stock"}, {"http", "stock"}, {"direct", "xa"}, {"http", "xa"}, {"stock", "xa"}, {"direct", floor}, {"http", floor}, {"xa", floor},
+		{"direct", "bare"}, {"bare", "stock"}, {"bare", "xa"}, {"bare", floor},
 		{"stock", floor}, {"embedded_direct", "embedded_floor"}, {"embedded_http", "embedded_floor"},
 	} {
 		a, measured := r.Arms[pair[0]]

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -159,7 +160,7 @@ func (b *bench) drainOne(ctx context.Context, n int) (line, error) {
 	limited, cancel := context.WithTimeoutCause(ctx, longestDrain, errLongEnough)
 	defer cancel()
 	err = r.watcher.await(limited, n, time.Minute)
-	_, others := measureUsage(r.processes()).since(before)
+	used, others := measureUsage(r.processes()).since(before)
 	if err != nil && !errors.Is(err, errLongEnough) {
 		return line{}, err
 	}
@@ -172,6 +173,10 @@ func (b *bench) drainOne(ctx context.Context, n int) (line, error) {
 		{"orders_per_second", rate(dispatched)}, {"first_tenth", rate(dispatched[:few])}, {"last_tenth", rate(dispatched[len(dispatched)-few:])},
 		{"dispatched", float64(len(dispatched))}, {"peak_rss_mb", memory}, {"cores_used_by_others", others},
 	}}
+	for _, name := range slices.Sorted(maps.Keys(r.stack.processes())) {
+		found.figures = append(found.figures, figure{name + "_µs", used[name] * 1e6 / float64(len(dispatched))})
+	}
+	found.figures = append(found.figures, figure{"system_µs", used["system"] * 1e6 / float64(len(dispatched))})
 	if err != nil {
 		return found, nil
 	}
