@@ -134,11 +134,12 @@ func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
 		return nil, err
 	}
 	release := func() {
-		// It was told to be silent for long, so it does not go back to the others.
+		// Its server is more patient than that of others, so it does not go back to them.
 		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		_ = conn.Close()
 	}
-	if _, err := conn.ExecContext(ctx, "SET SESSION wait_timeout = DEFAULT"); err != nil { // while migrations take their time
+	// It is silent while migrations run on another connection. If the process hangs, the others wait for this long.
+	if _, err := conn.ExecContext(ctx, "SET SESSION wait_timeout = 600"); err != nil {
 		release()
 		return nil, err
 	}
