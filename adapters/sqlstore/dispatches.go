@@ -86,21 +86,8 @@ func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func([]
 }
 
 func (r dispatches) waiting(ctx context.Context, limit int) ([]dispatch.Dispatch, error) {
-	rows, err := r.q.QueryContext(ctx, "SELECT "+dispatchColumns+" FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT ?"+
+	return collect(ctx, r.q, scanDispatch, "SELECT "+dispatchColumns+" FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT ?"+
 		r.db.ForUpdate+r.db.SkipLocked, limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var waiting []dispatch.Dispatch
-	for rows.Next() {
-		d, err := scanDispatch(rows)
-		if err != nil {
-			return nil, err
-		}
-		waiting = append(waiting, d)
-	}
-	return waiting, rows.Err()
 }
 
 func (r dispatches) Backlog(ctx context.Context) (dispatch.Backlog, error) {
@@ -115,7 +102,7 @@ func (r dispatches) Backlog(ctx context.Context) (dispatch.Backlog, error) {
 	return b, err
 }
 
-func scanDispatch(row interface{ Scan(...any) error }) (dispatch.Dispatch, error) {
+func scanDispatch(row scanner) (dispatch.Dispatch, error) {
 	var (
 		d                             dispatch.Dispatch
 		id, state, currency           string
@@ -161,20 +148,7 @@ func (r couriers) Add(ctx context.Context, c dispatch.Courier) error {
 const load = "(SELECT COUNT(*) FROM platoon WHERE takeout_userId = courier.courier_id AND state = 'assigned')"
 
 func (r couriers) List(ctx context.Context) ([]dispatch.Courier, error) {
-	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, name, on_duty, capacity, "+load+" FROM courier ORDER BY courier_id")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	roster := []dispatch.Courier{}
-	for rows.Next() {
-		c, err := scanCourier(rows)
-		if err != nil {
-			return nil, err
-		}
-		roster = append(roster, c)
-	}
-	return roster, rows.Err()
+	return collect(ctx, r.q, scanCourier, "SELECT courier_id, name, on_duty, capacity, "+load+" FROM courier ORDER BY courier_id")
 }
 
 func (r couriers) Update(ctx context.Context, id dispatch.CourierID, change func(dispatch.Courier) (dispatch.Courier, error)) (dispatch.Courier, error) {
@@ -223,21 +197,9 @@ func (r couriers) TakeMany(ctx context.Context, orders int) ([]dispatch.CourierI
 	if orders == 0 {
 		return nil, nil
 	}
-	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, name, on_duty, capacity, active FROM courier "+
+	free, err := collect(ctx, r.q, scanCourier, "SELECT courier_id, name, on_duty, capacity, active FROM courier "+
 		"WHERE on_duty = 1 AND (capacity = 0 OR active < capacity) ORDER BY id"+r.db.ForUpdate)
 	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var free []dispatch.Courier
-	for rows.Next() {
-		c, err := scanCourier(rows)
-		if err != nil {
-			return nil, err
-		}
-		free = append(free, c)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, err
 	}
 	taken := spread(free, orders)
@@ -292,21 +254,8 @@ func (r couriers) Count(ctx context.Context, id dispatch.CourierID, orders int) 
 
 // candidates are those who have room for an order that did not wait.
 func (r couriers) candidates(ctx context.Context) ([]dispatch.Courier, error) {
-	rows, err := r.q.QueryContext(ctx, "SELECT courier_id, name, on_duty, capacity, active FROM courier WHERE on_duty = 1 AND "+
+	return collect(ctx, r.q, scanCourier, "SELECT courier_id, name, on_duty, capacity, active FROM courier WHERE on_duty = 1 AND "+
 		"(capacity = 0 OR active < capacity AND NOT EXISTS (SELECT 1 FROM platoon WHERE state = 'waiting'))")
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []dispatch.Courier
-	for rows.Next() {
-		c, err := scanCourier(rows)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, c)
-	}
-	return all, rows.Err()
 }
 
 func (r couriers) take(ctx context.Context, c dispatch.Courier) (bool, error) {
@@ -328,7 +277,7 @@ func (r couriers) take(ctx context.Context, c dispatch.Courier) (bool, error) {
 	return err == nil, err
 }
 
-func scanCourier(row interface{ Scan(...any) error }) (dispatch.Courier, error) {
+func scanCourier(row scanner) (dispatch.Courier, error) {
 	var (
 		id, name         string
 		onDuty           bool

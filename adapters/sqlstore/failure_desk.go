@@ -39,8 +39,8 @@ func (m *Messages) ListFailures(ctx context.Context, filter app.FailureFilter, b
 // OldestFailures implements app.FailureStore.
 func (m *Messages) OldestFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.KeptFailure, error) {
 	where, args := failureWhere(filter)
-	return query(ctx, m.db, m.db.Reader(), func(rows *sql.Rows) (f app.KeptFailure, err error) {
-		err = rows.Scan(&f.ID.Number, &f.PayloadSize)
+	return readAll(ctx, m.db, func(row scanner) (f app.KeptFailure, err error) {
+		err = row.Scan(&f.ID.Number, &f.PayloadSize)
 		return f, err
 	}, "SELECT id, payload_size FROM failure"+where+" ORDER BY id LIMIT ?", append(args, limit)...)
 }
@@ -56,9 +56,9 @@ func (m *Messages) CountFailures(ctx context.Context, filter app.FailureFilter) 
 // GroupFailures implements app.FailureStore.
 func (m *Messages) GroupFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.FailureGroup, error) {
 	where, args := failureWhere(filter)
-	return query(ctx, m.db, m.db.Reader(), func(rows *sql.Rows) (g app.FailureGroup, err error) {
+	return readAll(ctx, m.db, func(row scanner) (g app.FailureGroup, err error) {
 		var first, last moment
-		err = rows.Scan(&g.Handler, &g.Class, &g.Code, &g.Error, &g.Count, &first, &last, &g.Example.Number)
+		err = row.Scan(&g.Handler, &g.Class, &g.Code, &g.Error, &g.Count, &first, &last, &g.Example.Number)
 		g.First, g.Last = time.Time(first), time.Time(last)
 		return g, err
 	}, "SELECT consumer, error_class, error_code, error, COUNT(*), MIN(first_failed_at), MAX(last_failed_at), MAX(id) FROM ("+
@@ -93,31 +93,13 @@ func failureWhere(f app.FailureFilter) (string, []any) {
 
 // failures reads failureColumns of the rows that the condition names.
 func (m *Messages) failures(ctx context.Context, where string, args ...any) ([]app.KeptFailure, error) {
-	return query(ctx, m.db, m.db.Reader(), func(rows *sql.Rows) (f app.KeptFailure, err error) {
+	return readAll(ctx, m.db, func(row scanner) (f app.KeptFailure, err error) {
 		var closed sql.NullTime
-		err = rows.Scan(&f.ID.Number, &f.Consumer, &f.MessageID, &f.OrderID, &f.Class, &f.Code, &f.Error, &f.Attempts, &f.PayloadSize, &f.State,
+		err = row.Scan(&f.ID.Number, &f.Consumer, &f.MessageID, &f.OrderID, &f.Class, &f.Code, &f.Error, &f.Attempts, &f.PayloadSize, &f.State,
 			&f.FirstFailedAt, &f.LastFailedAt, &f.Occurrences, &closed, &f.ReplacedBy)
 		f.FirstFailedAt, f.LastFailedAt, f.ClosedAt = f.FirstFailedAt.UTC(), f.LastFailedAt.UTC(), utc(closed)
 		return f, err
 	}, "SELECT "+failureColumns+" FROM failure"+where, args...)
-}
-
-// query reads rows.
-func query[T any](ctx context.Context, db *sqldb.DB, q querier, scan func(*sql.Rows) (T, error), statement string, args ...any) ([]T, error) {
-	rows, err := q.QueryContext(ctx, statement, args...)
-	if err != nil {
-		return nil, db.Error(err)
-	}
-	defer rows.Close()
-	var all []T
-	for rows.Next() {
-		one, err := scan(rows)
-		if err != nil {
-			return nil, db.Error(err)
-		}
-		all = append(all, one)
-	}
-	return all, db.Error(rows.Err())
 }
 
 // moment is a time that comes out of an aggregate. SQLite does not know its type any more.
@@ -154,8 +136,8 @@ func (m *Messages) GetFailure(ctx context.Context, number int64) (app.KeptFailur
 	if err := json.Unmarshal(headers, &f.Headers); err != nil {
 		return f, damaged("failure", strconv.FormatInt(number, 10), err)
 	}
-	f.Actions, err = query(ctx, m.db, m.db.Reader(), func(rows *sql.Rows) (a app.FailureAction, err error) {
-		err = rows.Scan(&a.At, &a.Operator, &a.Action, &a.Reason)
+	f.Actions, err = readAll(ctx, m.db, func(row scanner) (a app.FailureAction, err error) {
+		err = row.Scan(&a.At, &a.Operator, &a.Action, &a.Reason)
 		a.At = a.At.UTC()
 		return a, err
 	}, "SELECT at, operator, action, reason FROM failure_action WHERE failure_id = ? ORDER BY id", number)
@@ -218,8 +200,8 @@ func (m *Messages) RetryFailures(ctx context.Context, numbers []int64, retry app
 // actedOn returns those of the failures with which this very action was done before: an earlier run of the same call
 // may have been committed although the answer to its COMMIT was lost.
 func (m *Messages) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
-	return query(ctx, m.db, tx, func(rows *sql.Rows) (number int64, err error) {
-		err = rows.Scan(&number)
+	return collect(ctx, tx, func(row scanner) (number int64, err error) {
+		err = row.Scan(&number)
 		return number, err
 	}, "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND failure_id IN ("+places(len(numbers))+") ORDER BY failure_id",
 		append([]any{a.At, a.Operator, a.Action}, anyOf(numbers)...)...)
@@ -241,8 +223,8 @@ func (m *Messages) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64
 	for _, state := range states {
 		args = append(args, state)
 	}
-	return query(ctx, m.db, tx, func(rows *sql.Rows) (f lockedFailure, err error) {
-		err = rows.Scan(&f.number, &f.consumer, &f.messageID, &f.orderID, &f.problem, &f.fingerprint, &f.headers, &f.size)
+	return collect(ctx, tx, func(row scanner) (f lockedFailure, err error) {
+		err = row.Scan(&f.number, &f.consumer, &f.messageID, &f.orderID, &f.problem, &f.fingerprint, &f.headers, &f.size)
 		return f, err
 	}, "SELECT id, consumer, message_id, order_id, error_text, fingerprint, headers, payload_size FROM failure "+
 		"WHERE id IN ("+places(len(numbers))+") AND state IN ("+places(len(states))+") ORDER BY id"+m.db.ForUpdate, args...)
@@ -296,10 +278,10 @@ func (m *Messages) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFa
 		numbers[i] = f.number
 	}
 	payloads := map[int64][]byte{}
-	_, err := query(ctx, m.db, tx, func(rows *sql.Rows) (none struct{}, err error) {
+	_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
 		var number int64
 		var bytes []byte
-		err = rows.Scan(&number, &bytes)
+		err = row.Scan(&number, &bytes)
 		payloads[number] = append(payloads[number], bytes...)
 		return none, err
 	}, "SELECT failure_id, bytes FROM failure_payload WHERE failure_id IN ("+places(len(numbers))+") ORDER BY failure_id, part", numbers...)

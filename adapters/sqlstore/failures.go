@@ -177,20 +177,14 @@ func (m *Messages) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at t
 
 // waiting returns the ids of the retries of the batch that wait, and of the failures that they retry.
 func (m *Messages) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []any, err error) {
-	rows, err := tx.QueryContext(ctx, "SELECT id, failure_id FROM retry WHERE batch = ? AND failure_id IS NOT NULL "+
-		"AND (attempts = 0 OR available_at <= "+m.db.Now+") ORDER BY id"+m.db.ForUpdate+m.db.SkipLocked, batch)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer rows.Close()
-	for rows.Next() {
+	err = each(ctx, tx, "SELECT id, failure_id FROM retry WHERE batch = ? AND failure_id IS NOT NULL "+
+		"AND (attempts = 0 OR available_at <= "+m.db.Now+") ORDER BY id"+m.db.ForUpdate+m.db.SkipLocked, []any{batch}, func(row scanner) error {
 		var retry, failure int64
-		if err := rows.Scan(&retry, &failure); err != nil {
-			return nil, nil, err
-		}
+		err := row.Scan(&retry, &failure)
 		retries, failures = append(retries, retry), append(failures, failure)
-	}
-	return retries, failures, rows.Err()
+		return err
+	})
+	return retries, failures, err
 }
 
 // Resolve implements app.Failures.

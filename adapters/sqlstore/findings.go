@@ -19,32 +19,26 @@ func NewFindings(orders *sqldb.DB) *Findings { return &Findings{orders} }
 
 // Unresolved implements app.Findings.
 func (s *Findings) Unresolved(ctx context.Context, limit int) ([]app.Finding, error) {
-	rows, err := s.db.Reader().QueryContext(ctx, "SELECT class, orderId, minute, state, evidence, repair, repairs, first_seen, last_seen, repaired_at "+
+	return readAll(ctx, s.db, scanFinding, "SELECT class, orderId, minute, state, evidence, repair, repairs, first_seen, last_seen, repaired_at "+
 		"FROM finding WHERE state IN ('open', 'repairing', 'person') ORDER BY id LIMIT ?", limit)
+}
+
+func scanFinding(row scanner) (f app.Finding, err error) {
+	var evidence []byte
+	var repaired sql.NullTime
+	err = row.Scan(&f.Class, &f.OrderID, &f.Minute, &f.State, &evidence, &f.Repair, &f.Repairs, &f.FirstSeen, &f.LastSeen, &repaired)
 	if err != nil {
-		return nil, s.db.Error(err)
+		return f, err
 	}
-	defer rows.Close()
-	findings := []app.Finding{}
-	for rows.Next() {
-		var f app.Finding
-		var evidence []byte
-		var repaired sql.NullTime
-		err := rows.Scan(&f.Class, &f.OrderID, &f.Minute, &f.State, &evidence, &f.Repair, &f.Repairs, &f.FirstSeen, &f.LastSeen, &repaired)
-		if err != nil {
-			return nil, err
-		}
-		if err := json.Unmarshal(evidence, &f.Evidence); err != nil {
-			return nil, damaged("finding", f.OrderID, err)
-		}
-		f.FirstSeen, f.LastSeen = f.FirstSeen.UTC(), f.LastSeen.UTC()
-		if repaired.Valid {
-			at := utc(repaired)
-			f.RepairedAt = &at
-		}
-		findings = append(findings, f)
+	if err := json.Unmarshal(evidence, &f.Evidence); err != nil {
+		return f, damaged("finding", f.OrderID, err)
 	}
-	return findings, s.db.Error(rows.Err())
+	f.FirstSeen, f.LastSeen = f.FirstSeen.UTC(), f.LastSeen.UTC()
+	if repaired.Valid {
+		at := utc(repaired)
+		f.RepairedAt = &at
+	}
+	return f, nil
 }
 
 // findingsInTx is how many findings are stored in one transaction, which on SQLite keeps all other writers waiting.
@@ -91,20 +85,10 @@ func putFinding(ctx context.Context, tx *sql.Tx, f *app.Finding) error {
 
 // Counts implements app.Findings.
 func (s *Findings) Counts(ctx context.Context) ([]app.FindingCount, error) {
-	rows, err := s.db.Reader().QueryContext(ctx, "SELECT class, state, COUNT(*) FROM finding WHERE state IN ('open', 'repairing', 'person') GROUP BY class, state")
-	if err != nil {
-		return nil, s.db.Error(err)
-	}
-	defer rows.Close()
-	var counts []app.FindingCount
-	for rows.Next() {
-		var n app.FindingCount
-		if err := rows.Scan(&n.Class, &n.State, &n.Findings); err != nil {
-			return nil, err
-		}
-		counts = append(counts, n)
-	}
-	return counts, s.db.Error(rows.Err())
+	return readAll(ctx, s.db, func(row scanner) (n app.FindingCount, err error) {
+		err = row.Scan(&n.Class, &n.State, &n.Findings)
+		return n, err
+	}, "SELECT class, state, COUNT(*) FROM finding WHERE state IN ('open', 'repairing', 'person') GROUP BY class, state")
 }
 
 // reportsKept is how many reports are kept.

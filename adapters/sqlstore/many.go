@@ -176,23 +176,6 @@ func (c changing[T]) updateSome(ctx context.Context, q querier, db *sqldb.DB, id
 	return err
 }
 
-// each reads rows.
-func each(ctx context.Context, q querier, query string, args []any, read func(row scanner) error) error {
-	rows, err := q.QueryContext(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := read(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
-type scanner interface{ Scan(into ...any) error }
-
 // texts are ids as arguments.
 func texts[T interface{ String() string }](ids []T) []any {
 	all := make([]any, len(ids))

@@ -121,20 +121,11 @@ func (r ledger) Add(ctx context.Context, e points.Entry) error {
 }
 
 func (r ledger) Entries(ctx context.Context, id order.ID) ([]points.Entry, error) {
-	rows, err := r.q.QueryContext(ctx, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id", id.String())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var entries []points.Entry
-	for rows.Next() {
+	return collect(ctx, r.q, func(row scanner) (points.Entry, error) {
 		e := points.Entry{OrderID: id}
 		var kind string
-		if err := rows.Scan(&kind, &e.Points, &e.PlacedAt, &e.At); err != nil {
-			return nil, err
-		}
+		err := row.Scan(&kind, &e.Points, &e.PlacedAt, &e.At)
 		e.Kind, e.PlacedAt, e.At = points.RestoreKind(kind), e.PlacedAt.UTC(), e.At.UTC()
-		entries = append(entries, e)
-	}
-	return entries, rows.Err()
+		return e, err
+	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id", id.String())
 }

@@ -151,22 +151,16 @@ func (b *Book) linesOf(pair app.Pair) string {
 
 // Digests implements app.Book.
 func (b *Book) Digests(ctx context.Context, pair app.Pair, from, to time.Time) (map[int64]app.Digest, error) {
-	rows, err := b.db.Reader().QueryContext(ctx,
-		"SELECT minute, COUNT(*), SUM(digest) FROM ("+b.linesOf(pair)+") lines_of_pair GROUP BY minute", from, to)
-	if err != nil {
-		return nil, b.db.Error(err)
-	}
-	defer rows.Close()
 	digests := map[int64]app.Digest{}
-	for rows.Next() {
-		var minute int64
-		var d app.Digest
-		if err := rows.Scan(&minute, &d.Rows, &d.Sum); err != nil {
-			return nil, err
-		}
-		digests[minute] = d
-	}
-	return digests, b.db.Error(rows.Err())
+	err := each(ctx, b.db.Reader(), "SELECT minute, COUNT(*), SUM(digest) FROM ("+b.linesOf(pair)+") lines_of_pair GROUP BY minute", []any{from, to},
+		func(row scanner) error {
+			var minute int64
+			var d app.Digest
+			err := row.Scan(&minute, &d.Rows, &d.Sum)
+			digests[minute] = d
+			return err
+		})
+	return digests, b.db.Error(err)
 }
 
 // Lines implements app.Book.
@@ -213,14 +207,9 @@ func (b *Book) Cut(ctx context.Context, from, to time.Time, rows int) (time.Time
 
 // Records implements app.Book.
 func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app.Record, error) {
-	rows, err := b.db.Reader().QueryContext(ctx, "SELECT orderId, "+b.table.record+", "+strings.Join(b.table.changed, ", ")+
-		" FROM "+b.table.name+" WHERE orderId IN "+list(len(orderIDs))+" ORDER BY id", args(orderIDs)...)
-	if err != nil {
-		return nil, b.db.Error(err)
-	}
-	defer rows.Close()
 	records := map[string][]app.Record{}
-	for rows.Next() {
+	err := each(ctx, b.db.Reader(), "SELECT orderId, "+b.table.record+", "+strings.Join(b.table.changed, ", ")+
+		" FROM "+b.table.name+" WHERE orderId IN "+list(len(orderIDs))+" ORDER BY id", args(orderIDs), func(row scanner) error {
 		var id string
 		var r app.Record
 		times := make([]sql.NullTime, len(b.table.changed))
@@ -228,8 +217,8 @@ func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app
 		for i := range times {
 			into = append(into, &times[i])
 		}
-		if err := rows.Scan(into...); err != nil {
-			return nil, err
+		if err := row.Scan(into...); err != nil {
+			return err
 		}
 		r.PlacedAt = r.PlacedAt.UTC()
 		r.ChangedAt = r.PlacedAt
@@ -239,8 +228,9 @@ func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app
 			}
 		}
 		records[id] = append(records[id], r)
-	}
-	return records, b.db.Error(rows.Err())
+		return nil
+	})
+	return records, b.db.Error(err)
 }
 
 // list is a list of n arguments.
@@ -258,63 +248,41 @@ func args(ids []string) []any {
 func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]app.Flight, error) {
 	in, ids := list(len(orderIDs)), args(orderIDs)
 	all := append(append(append([]any{}, ids...), ids...), ids...)
-	rows, err := b.db.Reader().QueryContext(ctx, "SELECT order_id, 0 FROM outbox WHERE order_id IN "+in+
-		" UNION ALL SELECT order_id, 0 FROM retry WHERE order_id IN "+in+
-		" UNION ALL SELECT order_id, 1 FROM failure WHERE order_id IN "+in+" AND state IN ('open', 'retrying')", all...)
-	if err != nil {
-		return nil, b.db.Error(err)
-	}
-	defer rows.Close()
 	flights := map[string]app.Flight{}
-	for rows.Next() {
+	err := each(ctx, b.db.Reader(), "SELECT order_id, 0 FROM outbox WHERE order_id IN "+in+
+		" UNION ALL SELECT order_id, 0 FROM retry WHERE order_id IN "+in+
+		" UNION ALL SELECT order_id, 1 FROM failure WHERE order_id IN "+in+" AND state IN ('open', 'retrying')", all, func(row scanner) error {
 		var id string
 		var failure bool
-		if err := rows.Scan(&id, &failure); err != nil {
-			return nil, err
-		}
+		err := row.Scan(&id, &failure)
 		f := flights[id]
 		flights[id] = app.Flight{Events: f.Events || !failure, Failures: f.Failures || failure}
-	}
-	return flights, b.db.Error(rows.Err())
+		return err
+	})
+	return flights, b.db.Error(err)
 }
 
 // Stuck implements app.Book.
 func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.Stuck, error) {
-	var stuck []app.Stuck
 	// The oldest event is the one with the lowest id, or nearly.
-	rows, err := b.db.Reader().QueryContext(ctx, "SELECT order_id, created_at FROM "+
+	events, err := readAll(ctx, b.db, func(row scanner) (s app.Stuck, err error) {
+		err = row.Scan(&s.OrderID, &s.Since)
+		s.Since = s.Since.UTC()
+		return s, err
+	}, "SELECT order_id, created_at FROM "+
 		"(SELECT order_id, created_at FROM outbox ORDER BY id LIMIT ?) oldest WHERE created_at < ? AND order_id <> ''", limit, before)
 	if err != nil {
-		return nil, b.db.Error(err)
+		return nil, err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var s app.Stuck
-		if err := rows.Scan(&s.OrderID, &s.Since); err != nil {
-			return nil, err
-		}
-		s.Since = s.Since.UTC()
-		stuck = append(stuck, s)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, b.db.Error(err)
-	}
-	overdue, err := b.db.Reader().QueryContext(ctx, "SELECT order_id, available_at FROM retry WHERE available_at < ? AND order_id <> '' "+
-		"ORDER BY available_at LIMIT ?", before.UnixMicro(), limit)
-	if err != nil {
-		return nil, b.db.Error(err)
-	}
-	defer overdue.Close()
-	for overdue.Next() {
+	retries, err := readAll(ctx, b.db, func(row scanner) (app.Stuck, error) {
 		s := app.Stuck{Retry: true}
 		var micros int64
-		if err := overdue.Scan(&s.OrderID, &micros); err != nil {
-			return nil, err
-		}
+		err := row.Scan(&s.OrderID, &micros)
 		s.Since = time.UnixMicro(micros).UTC()
-		stuck = append(stuck, s)
-	}
-	return stuck, b.db.Error(overdue.Err())
+		return s, err
+	}, "SELECT order_id, available_at FROM retry WHERE available_at < ? AND order_id <> '' "+
+		"ORDER BY available_at LIMIT ?", before.UnixMicro(), limit)
+	return append(events, retries...), err
 }
 
 // Newest implements app.Book.
@@ -360,20 +328,10 @@ func (b *Book) time(ctx context.Context, query string) (time.Time, error) {
 
 // Dirty implements app.Book.
 func (b *Book) Dirty(ctx context.Context, limit int) ([]app.Dirty, error) {
-	rows, err := b.db.Reader().QueryContext(ctx, "SELECT id, minute FROM reconcile_dirty ORDER BY id LIMIT ?", limit)
-	if err != nil {
-		return nil, b.db.Error(err)
-	}
-	defer rows.Close()
-	var notes []app.Dirty
-	for rows.Next() {
-		var n app.Dirty
-		if err := rows.Scan(&n.ID, &n.Minute); err != nil {
-			return nil, err
-		}
-		notes = append(notes, n)
-	}
-	return notes, b.db.Error(rows.Err())
+	return readAll(ctx, b.db, func(row scanner) (n app.Dirty, err error) {
+		err = row.Scan(&n.ID, &n.Minute)
+		return n, err
+	}, "SELECT id, minute FROM reconcile_dirty ORDER BY id LIMIT ?", limit)
 }
 
 // Clean implements app.Book. It deletes those notes and no range of them: one with a lower number may be committed

@@ -117,20 +117,7 @@ func (m *Messages) pruneFailures(ctx context.Context, before time.Time) (total i
 const isClosed = "closed_at < ? AND state NOT IN ('open', 'retrying')"
 
 func (m *Messages) closedFailures(ctx context.Context, before time.Time) ([]int64, error) {
-	rows, err := m.db.Reader().QueryContext(ctx, "SELECT id FROM failure WHERE "+isClosed+" ORDER BY closed_at LIMIT ?", before, pruneBatch)
-	if err != nil {
-		return nil, m.db.Error(err)
-	}
-	defer rows.Close()
-	var ids []int64
-	for rows.Next() {
-		var id int64
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		ids = append(ids, id)
-	}
-	return ids, m.db.Error(rows.Err())
+	return readAll(ctx, m.db, scanOne[int64], "SELECT id FROM failure WHERE "+isClosed+" ORDER BY closed_at LIMIT ?", before, pruneBatch)
 }
 
 // pruneFailure deletes a failure, unless somebody opened or deleted it meanwhile.

@@ -13,10 +13,8 @@ import (
 // chapter is what one table tells of an order. The query takes the order's id, and read returns the steps of one row.
 type chapter struct {
 	query string
-	read  func(r row) ([]app.Step, error)
+	read  func(r scanner) ([]app.Step, error)
 }
-
-type row interface{ Scan(columns ...any) error }
 
 // messageChapters are of the tables that every service has.
 var messageChapters = []chapter{
@@ -65,46 +63,39 @@ func (m *Messages) Steps(ctx context.Context, id order.ID) ([]app.Step, error) {
 }
 
 func (c chapter) tell(ctx context.Context, tx *sql.Tx, id order.ID) ([]app.Step, error) {
-	rows, err := tx.QueryContext(ctx, c.query, id.String())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	var steps []app.Step
-	for rows.Next() {
-		read, err := c.read(rows)
-		if err != nil {
-			return nil, err
-		}
+	err := each(ctx, tx, c.query, []any{id.String()}, func(row scanner) error {
+		read, err := c.read(row)
 		for _, s := range read {
 			s.At = s.At.UTC()
 			steps = append(steps, s)
 		}
-	}
-	return steps, rows.Err()
+		return err
+	})
+	return steps, err
 }
 
-func readHandled(r row) ([]app.Step, error) {
+func readHandled(r scanner) ([]app.Step, error) {
 	s := app.Step{Name: "handled"}
 	err := r.Scan(&s.At, &s.Handler, &s.EventID)
 	return []app.Step{s}, err
 }
 
-func readEvent(name, detail string) func(row) ([]app.Step, error) {
-	return func(r row) ([]app.Step, error) {
+func readEvent(name, detail string) func(scanner) ([]app.Step, error) {
+	return func(r scanner) ([]app.Step, error) {
 		s := app.Step{Name: name, Detail: detail}
 		err := r.Scan(&s.At, &s.Event, &s.EventID)
 		return []app.Step{s}, err
 	}
 }
 
-func readHistory(r row) ([]app.Step, error) {
+func readHistory(r scanner) ([]app.Step, error) {
 	var s app.Step
 	err := r.Scan(&s.At, &s.Name, &s.Detail)
 	return []app.Step{s}, err
 }
 
-func readRetry(r row) ([]app.Step, error) {
+func readRetry(r scanner) ([]app.Step, error) {
 	s := app.Step{Name: "retry_waits"}
 	var (
 		tier int
@@ -119,7 +110,7 @@ func readRetry(r row) ([]app.Step, error) {
 	return []app.Step{s}, err
 }
 
-func readFailure(r row) ([]app.Step, error) {
+func readFailure(r scanner) ([]app.Step, error) {
 	s := app.Step{Name: "kept"}
 	var (
 		last                  time.Time
@@ -143,7 +134,7 @@ func readFailure(r row) ([]app.Step, error) {
 	return steps, err
 }
 
-func readAction(r row) ([]app.Step, error) {
+func readAction(r scanner) ([]app.Step, error) {
 	s := app.Step{Name: "failure_action"}
 	var operator, action, reason string
 	err := r.Scan(&s.At, &operator, &action, &reason, &s.FailureID, &s.Handler, &s.EventID)
@@ -154,7 +145,7 @@ func readAction(r row) ([]app.Step, error) {
 	return []app.Step{s}, err
 }
 
-func readOrder(r row) ([]app.Step, error) {
+func readOrder(r scanner) ([]app.Step, error) {
 	stored, err := scanOrder(r)
 	if err != nil {
 		return nil, err
@@ -173,7 +164,7 @@ func readOrder(r row) ([]app.Step, error) {
 	return steps, nil
 }
 
-func readFinding(r row) ([]app.Step, error) {
+func readFinding(r scanner) ([]app.Step, error) {
 	s := app.Step{Name: "drift_found"}
 	var (
 		resolved             sql.NullTime
@@ -193,7 +184,7 @@ func readFinding(r row) ([]app.Step, error) {
 }
 
 // readDispatch tells the states of a dispatch. That it waits has no time of its own and is told with the placing.
-func readDispatch(r row) ([]app.Step, error) {
+func readDispatch(r scanner) ([]app.Step, error) {
 	d, err := scanDispatch(r)
 	if err != nil {
 		return nil, err
@@ -215,7 +206,7 @@ func readDispatch(r row) ([]app.Step, error) {
 
 // readPayment tells the states of a payment. That it is being charged has no time of its own and is told with the
 // placing.
-func readPayment(r row) ([]app.Step, error) {
+func readPayment(r scanner) ([]app.Step, error) {
 	var (
 		state, reference, reason string
 		placed                   time.Time
@@ -240,7 +231,7 @@ func readPayment(r row) ([]app.Step, error) {
 	return []app.Step{first, {Name: "refunded", At: refunded.Time, Detail: reference}}, nil
 }
 
-func readEntry(r row) ([]app.Step, error) {
+func readEntry(r scanner) ([]app.Step, error) {
 	var (
 		s      app.Step
 		kind   string

@@ -66,20 +66,7 @@ func triggers(ctx context.Context, db *sqldb.DB) ([]string, error) {
 		query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? AND name LIKE ?"
 	}
 	table := tablesOf[db.Name()].name
-	rows, err := db.Reader().QueryContext(ctx, query, table, table+"_noted_%")
-	if err != nil {
-		return nil, db.Error(err)
-	}
-	defer rows.Close()
-	var names []string
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, err
-		}
-		names = append(names, name)
-	}
-	return names, db.Error(rows.Err())
+	return readAll(ctx, db, scanOne[string], query, table, table+"_noted_%")
 }
 
 // Watched implements app.Book.
