@@ -10,6 +10,7 @@ import (
 
 	"takeout/adapters/sqldb"
 	"takeout/app"
+	"takeout/domain/event"
 )
 
 // Book is one service's database as reconciliation sees it. It implements app.Book.
@@ -45,11 +46,11 @@ var tablesOf = map[string]table{
 		changed: []string{"assigned_at", "delivered_at", "cancelled_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "status", "courier_id", "points", "placed_at"},
 		newest: map[string][]string{
-			"dispatch.assigned":   dispatched,
-			"dispatch.delivered":  append([]string{newestIn("order_info", "status = 'delivered'", "id")}, dispatched...),
-			"dispatch.impossible": dispatched,
-			"payment.refused":     dispatched,
-			"points.awarded":      {newestAmong("order_info", "placed_at", "points", "points > 0")},
+			event.DispatchAssigned{}.Key():   dispatched,
+			event.DispatchDelivered{}.Key():  append([]string{newestIn("order_info", "status = 'delivered'", "id")}, dispatched...),
+			event.DispatchImpossible{}.Key(): dispatched,
+			event.PaymentRefused{}.Key():     dispatched,
+			event.PointsAwarded{}.Key():      {newestAmong("order_info", "placed_at", "points", "points > 0")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
@@ -71,8 +72,8 @@ var tablesOf = map[string]table{
 		changed: []string{"assigned_at", "delivered_at", "released_at"},
 		watched: []string{"orderId", "name", "order_money", "currency", "state", "takeout_userId", "placed_at"},
 		newest: map[string][]string{
-			"order.placed":    assigned,
-			"order.cancelled": append([]string{newestIn("platoon", "state = 'released'", "placed_at")}, assigned...),
+			event.OrderPlaced{}.Key():    assigned,
+			event.OrderCancelled{}.Key(): append([]string{newestIn("platoon", "state = 'released'", "placed_at")}, assigned...),
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderDispatch: func(sqldb.Dialect) line {
@@ -88,8 +89,8 @@ var tablesOf = map[string]table{
 		changed: []string{"decided_at", "refunded_at"},
 		watched: []string{"orderId", "order_money", "currency", "state", "placed_at"},
 		newest: map[string][]string{
-			"order.placed":    {newestAmong("payment", "placed_at", "state", "state IN ('succeeded', 'refused')")},
-			"order.cancelled": {newestAmong("payment", "placed_at", "state", "state <> 'charging'")},
+			event.OrderPlaced{}.Key():    {newestAmong("payment", "placed_at", "state", "state IN ('succeeded', 'refused')")},
+			event.OrderCancelled{}.Key(): {newestAmong("payment", "placed_at", "state", "state <> 'charging'")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.OrderPayment: func(sqldb.Dialect) line {
@@ -108,8 +109,8 @@ var tablesOf = map[string]table{
 		watched: []string{"orderId", "kind", "points", "placed_at"},
 		newest: map[string][]string{
 			// What was taken back before it was awarded is entered as an award of nothing.
-			"payment.succeeded": {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'award' AND points > 0")},
-			"payment.refunded":  {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'revoke' OR points > 0")},
+			event.PaymentSucceeded{}.Key(): {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'award' AND points > 0")},
+			event.PaymentRefunded{}.Key():  {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'revoke' OR points > 0")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
 			app.PaymentPoints: earned,
