@@ -200,10 +200,7 @@ func (m *Messages) RetryFailures(ctx context.Context, numbers []int64, retry app
 // actedOn returns those of the failures with which this very action was done before: an earlier run of the same call
 // may have been committed although the answer to its COMMIT was lost.
 func (m *Messages) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
-	return collect(ctx, tx, func(row scanner) (number int64, err error) {
-		err = row.Scan(&number)
-		return number, err
-	}, "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND failure_id IN ("+places(len(numbers))+") ORDER BY failure_id",
+	return collect(ctx, tx, scanOne[int64], "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND failure_id IN ("+places(len(numbers))+") ORDER BY failure_id",
 		append([]any{a.At, a.Operator, a.Action}, anyOf(numbers)...)...)
 }
 

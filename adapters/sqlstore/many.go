@@ -104,14 +104,12 @@ func recorded(ctx context.Context, db *sqldb.DB, delivered []app.Delivery) error
 func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, error) {
 	var found []*order.Order
 	for some := range slices.Chunk(ids, mostRows) {
-		err := each(ctx, r.q, "SELECT "+orderColumns+" FROM order_info WHERE "+among("orderId", len(some)), texts(some), func(row scanner) error {
-			o, err := scanOrder(row)
-			found = append(found, o)
-			return err
-		})
+		stored, err := collect(ctx, r.q, func(row scanner) (*order.Order, error) { return scanOrder(row) },
+			"SELECT "+orderColumns+" FROM order_info WHERE "+among("orderId", len(some)), texts(some)...)
 		if err != nil {
 			return nil, err
 		}
+		found = append(found, stored...)
 	}
 	return found, nil
 }
