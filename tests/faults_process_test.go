@@ -129,9 +129,7 @@ func TestOrdersOfAProcessHaltedInATransactionAreDispatchedByAnother(t *testing.T
 	t.Parallel()
 	s := startRoles(t, production(t), "order", "dispatch", "relay")
 	dispatch := s.processes["dispatch"]
-	id := "o-halted"
-	release := holdDispatch(t, s, id)
-	placeAs(t, s, id)
+	release := s.placeThatWaits(t, "o-halted")
 	for waits := false; !waits; { // until it is halted inside its transaction
 		s.awaitDispatchThatWaits(t)
 		dispatch.halt(t)
@@ -151,12 +149,15 @@ func TestOrdersOfAProcessHaltedInATransactionAreDispatchedByAnother(t *testing.T
 	require.NoError(t, dispatch.terminate(t))
 }
 
-// holdDispatch keeps a row for that order in a transaction that does not end until release, so that whoever dispatches
-// the order waits inside his own.
-func holdDispatch(t testing.TB, s *system, orderID string) (release func()) {
+// placeThatWaits places an order, and keeps a row for it in a transaction that does not end until release. It returns when
+// whoever dispatches the order waits for that inside his own.
+func (s *system) placeThatWaits(t testing.TB, orderID string) (release func()) {
 	t.Helper()
-	return hold(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
+	release = hold(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
 		"VALUES ('"+orderID+"', 'zhao', 'assigned', 'x', 1, 'CNY', NOW(6), 1, NOW(6))")
+	placeAs(t, s, orderID)
+	s.awaitDispatchThatWaits(t)
+	return release
 }
 
 func (s *system) waitingDispatches(t testing.TB) int {
@@ -199,10 +200,7 @@ func TestSecondSignalStopsAtOnceAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	s := startRoles(t, production(t), "order", "dispatch", "relay")
 	dispatch := s.processes["dispatch"]
-	id := "o-locked"
-	release := holdDispatch(t, s, id)
-	placeAs(t, s, id)
-	s.awaitDispatchThatWaits(t)
+	release := s.placeThatWaits(t, "o-locked")
 	began := time.Now()
 	require.NoError(t, dispatch.cmd.Process.Signal(syscall.SIGTERM))
 	eventually(t, "it drains", func() error {
