@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -46,7 +45,7 @@ func startBare(ctx context.Context, s site) (system, error) {
 		name, key string
 		handle    func(ctx context.Context, consumer string, batch []amqp.Delivery) error
 	}{
-		{"dispatch.assign-courier", "order.placed", b.assign},
+		{assignCourier, "order.placed", b.assign},
 		{"compensation.recreate-order", "order.placed", b.lookFor},
 		{"order.mark-dispatched", "dispatch.assigned", b.mark},
 	} {
@@ -166,8 +165,7 @@ func (b *bare) lookFor(ctx context.Context, _ string, batch []amqp.Delivery) err
 }
 
 func bareInboxRow(consumer string, a announcement, body []byte, at time.Time) []any {
-	hash := sha256.Sum256(body)
-	return []any{consumer, a.ID, hash[:], at, a.Subject}
+	return append(inboxRow(consumer, a.ID, body, at), a.Subject)
 }
 
 func places(n int) string { return "(?" + strings.Repeat(", ?", n-1) + ")" }

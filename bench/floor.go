@@ -250,7 +250,7 @@ func (p *pair) add(body []byte) error {
 		return err
 	}
 	at := time.Now().UTC()
-	p.inbox, p.platoon = append(p.inbox, inboxRow(a.ID, body, at)), append(p.platoon, platoonRow(a, at))
+	p.inbox, p.platoon = append(p.inbox, inboxRow(assignCourier, a.ID, body, at)), append(p.platoon, platoonRow(a, at))
 	return nil
 }
 

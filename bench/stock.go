@@ -117,7 +117,7 @@ func (w *stock) dispatch(msg *message.Message) error {
 	}
 	ctx, at := msg.Context(), time.Now().UTC()
 	return inTx(ctx, w.dispatches, func(tx *sql.Tx) error {
-		if err := insert(ctx, tx, insertInbox, inboxRow(a.ID, msg.Payload, at)); err != nil {
+		if err := insert(ctx, tx, insertInbox, inboxRow(assignCourier, a.ID, msg.Payload, at)); err != nil {
 			if isDuplicate(err) {
 				return nil
 			}

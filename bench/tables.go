@@ -80,9 +80,12 @@ func orderRow(number int, at time.Time) []any {
 	return []any{orderID(number), dish, amount, currency, "placed", 1, at}
 }
 
-func inboxRow(id string, body []byte, at time.Time) []any {
+// assignCourier is the consumer of every system.
+const assignCourier = "dispatch.assign-courier"
+
+func inboxRow(consumer, id string, body []byte, at time.Time) []any {
 	hash := sha256.Sum256(body)
-	return []any{"dispatch.assign-courier", id, hash[:], at}
+	return []any{consumer, id, hash[:], at}
 }
 
 func platoonRow(a announcement, at time.Time) []any {
