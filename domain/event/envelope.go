@@ -2,11 +2,14 @@ package event
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
+	"reflect"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"takeout/domain"
 )
@@ -14,16 +17,16 @@ import (
 // Envelope is an event on the wire: CloudEvents 1.0 in its structured JSON form, the same bytes on every broker.
 // https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
 type Envelope struct {
-	SpecVersion     string          `json:"specversion"`
-	ID              string          `json:"id"` // the broker's message id and the inbox key
-	Source          string          `json:"source"`
-	Type            string          `json:"type"` // takeout.<key>.v1
-	Subject         string          `json:"subject"`
-	Time            time.Time       `json:"time"` // UTC
-	DataContentType string          `json:"datacontenttype"`
-	OrderVersion    int64           `json:"orderversion"`
-	TraceParent     string          `json:"traceparent,omitempty"`
-	Data            json.RawMessage `json:"data"`
+	SpecVersion     string         `json:"specversion"`
+	ID              string         `json:"id"` // the broker's message id and the inbox key
+	Source          string         `json:"source"`
+	Type            string         `json:"type"` // takeout.<key>.v1
+	Subject         string         `json:"subject"`
+	Time            time.Time      `json:"time"` // UTC
+	DataContentType string         `json:"datacontenttype"`
+	OrderVersion    int64          `json:"orderversion"`
+	TraceParent     string         `json:"traceparent,omitzero"`
+	Data            jsontext.Value `json:"data"`
 }
 
 // MaxID is the longest event id in bytes.
@@ -53,8 +56,8 @@ func Encode(id string, at time.Time, e Event) ([]byte, error) {
 
 // Decode reads an event of type E from a message. messageID is the id that the broker carried beside the body,
 // empty if it carried none. Attributes and members that are not known are ignored, so that a newer producer can
-// add some. Everything else that is not as Encode writes it is Invalid: the message cannot become right by trying
-// again.
+// add some. Everything else that is not as Encode writes it is Invalid, a member that comes twice too, which one program
+// would read so and another otherwise: the message cannot become right by trying again.
 func Decode[E Event](messageID string, body []byte) (Envelope, E, error) {
 	var (
 		env Envelope
@@ -120,14 +123,22 @@ func validID(s string) bool {
 // malformed says what does not fit, and repeats nothing of the message: errors go to the log, and messages hold what
 // must not.
 func malformed(what string, err error) error {
-	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return domain.InvalidField(wrong.Field, "event_malformed", "%s: %s has the wrong type", what, cmp.Or(wrong.Field, "it"))
+	if wrong, ok := errors.AsType[*json.SemanticError](err); ok {
+		field := strings.ReplaceAll(strings.TrimPrefix(string(wrong.JSONPointer), "/"), "/", ".") // a member that is known here
+		if wrong.GoType == reflect.TypeFor[time.Time]() {
+			return domain.InvalidField(field, "event_malformed", "%s: %s must be a time such as 2006-01-02T15:04:05Z", what, field)
+		}
+		return domain.InvalidField(field, "event_malformed", "%s: %s has the wrong type or is out of range", what, cmp.Or(field, "it"))
 	}
-	if wrong, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return domain.Errorf(domain.Invalid, "event_malformed", "%s: it is not JSON from byte %d on", what, wrong.Offset)
+	wrong, _ := errors.AsType[*jsontext.SyntacticError](err) // there is no other kind
+	if errors.Is(err, jsontext.ErrDuplicateName) {
+		return domain.Errorf(domain.Invalid, "event_malformed", "%s: a member comes twice, the second time at byte %d", what, wrong.ByteOffset)
 	}
-	return domain.Errorf(domain.Invalid, "event_malformed", "%s: a time must be such as 2006-01-02T15:04:05Z", what)
+	return domain.Errorf(domain.Invalid, "event_malformed", "%s: it is not JSON from byte %d on", what, wrong.ByteOffset)
 }
+
+// lenient is for what a message says although it may be refused: of members that come twice, the last one counts.
+var lenient = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
 // SubjectOf returns the order id that a message says it is about, empty if it does not say so in a way that could
 // be right. It is for logs and lists, where a message that cannot be decoded must be found too.
@@ -135,7 +146,7 @@ func SubjectOf(body []byte) string {
 	var env struct {
 		Subject string `json:"subject"`
 	}
-	if len(body) > maxSubjectSearch || json.Unmarshal(body, &env) != nil || domain.CheckID("order_id", env.Subject) != nil {
+	if len(body) > maxSubjectSearch || json.Unmarshal(body, &env, lenient) != nil || domain.CheckID("order_id", env.Subject) != nil {
 		return ""
 	}
 	return env.Subject

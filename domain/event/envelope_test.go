@@ -74,6 +74,56 @@ func TestNewerProducerMayAddWhatWeDoNotKnow(t *testing.T) {
 	require.Equal(t, "zhao", e.CourierID)
 }
 
+func TestMessageThatCouldBeReadInTwoWaysIsRefused(t *testing.T) {
+	t.Parallel()
+	body, err := event.Encode("evt_1", at, event.DispatchAssigned{OrderID: "o1", CourierID: "zhao", AssignedAt: at, Version: 1})
+	require.NoError(t, err)
+	for twice, says := range map[string]string{
+		`"subject":"o1","subject":`:       "a member comes twice",
+		`"courier_id":"li","courier_id":`: "a member comes twice",
+		`"Courier_ID":`:                   "", // another name, and so nobody's
+	} {
+		name := twice[strings.LastIndex(twice, `,`)+1:]
+		ambiguous := strings.Replace(string(body), strings.ToLower(name), twice, 1)
+		require.NotEqual(t, string(body), ambiguous)
+		_, e, err := event.Decode[event.DispatchAssigned]("evt_1", []byte(ambiguous))
+		if says == "" {
+			require.NoError(t, err)
+			require.Empty(t, e.CourierID)
+			continue
+		}
+		require.ErrorContains(t, err, says)
+		require.Equal(t, domain.Invalid, domain.KindOf(err))
+		require.NotContains(t, err.Error(), "li")
+		require.Equal(t, "o1", event.SubjectOf([]byte(ambiguous)), "it is found under its order all the same")
+	}
+}
+
+func TestErrorNamesTheMemberAndRepeatsNothingOfTheMessage(t *testing.T) {
+	t.Parallel()
+	body, err := event.Encode("evt_1", at, event.OrderPlaced{
+		Order:    event.Order{OrderID: "o1", Name: "soup", Amount: 1, Currency: "CNY", Status: "placed", Version: 1, PlacedAt: at},
+		Dispatch: &event.Courier{CourierID: "zhao", AssignedAt: at},
+	})
+	require.NoError(t, err)
+	for _, c := range []struct{ right, wrong, says string }{
+		{`"amount":1`, `"amount":"secret"`, "amount has the wrong type or is out of range"},
+		{`"amount":1`, `"amount":1.5`, "amount has the wrong type or is out of range"},
+		{`"amount":1`, `"amount":99999999999999999999`, "amount has the wrong type or is out of range"},
+		{`"courier_id":"zhao"`, `"courier_id":["secret"]`, "dispatch.courier_id has the wrong type"},
+		{`"orderversion":1`, `"orderversion":{"secret":1}`, "orderversion has the wrong type"},
+		{`"placed_at":"2026`, `"placed_at":"secret`, "placed_at must be a time such as"},
+		{`"amount":1`, `"amount":secret`, "it is not JSON from byte"},
+		{`"amount":1`, `"amount":1,"secret":1,"secret":1`, "a member comes twice"},
+	} {
+		wrong := strings.Replace(string(body), c.right, c.wrong, 1)
+		require.NotEqual(t, string(body), wrong)
+		_, _, err := event.Decode[event.OrderPlaced]("evt_1", []byte(wrong))
+		require.ErrorContains(t, err, c.says, c.wrong)
+		require.NotContains(t, err.Error(), "secret")
+	}
+}
+
 func FuzzDecodeNeverPanicsAndOnlySaysInvalid(f *testing.F) {
 	for _, file := range []string{"order.placed.v1.json", "dispatch.assigned.v1.json"} {
 		golden, err := os.ReadFile("testdata/" + file)

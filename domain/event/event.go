@@ -40,14 +40,14 @@ func (o Order) Facts() Order { return o }
 // who brings or brought it.
 type OrderPlaced struct {
 	Order
-	Dispatch *Courier `json:"dispatch,omitempty"`
+	Dispatch *Courier `json:"dispatch,omitzero"`
 }
 
 // Courier is who brings an order, as the order service knows it.
 type Courier struct {
 	CourierID   string     `json:"courier_id"`
-	AssignedAt  time.Time  `json:"assigned_at"`            // UTC
-	DeliveredAt *time.Time `json:"delivered_at,omitempty"` // UTC, absent until delivered
+	AssignedAt  time.Time  `json:"assigned_at"`           // UTC
+	DeliveredAt *time.Time `json:"delivered_at,omitzero"` // UTC, absent until delivered
 }
 
 // Key returns order.placed.
@@ -71,7 +71,7 @@ type DispatchAssigned struct {
 	Version    int64     `json:"version"`     // of the order that was dispatched
 
 	// Correction says that the order service may have heard of another courier, and that this one is right.
-	Correction bool `json:"correction,omitempty"`
+	Correction bool `json:"correction,omitzero"`
 }
 
 // Key returns dispatch.assigned.
@@ -87,10 +87,10 @@ func (e DispatchAssigned) OrderVersion() int64 { return e.Version }
 type DispatchDelivered struct {
 	OrderID     string    `json:"order_id"`
 	CourierID   string    `json:"courier_id"`
-	AssignedAt  time.Time `json:"assigned_at"`          // UTC
-	DeliveredAt time.Time `json:"delivered_at"`         // UTC
-	Version     int64     `json:"version"`              // of the order that was dispatched
-	Correction  bool      `json:"correction,omitempty"` // as in DispatchAssigned
+	AssignedAt  time.Time `json:"assigned_at"`         // UTC
+	DeliveredAt time.Time `json:"delivered_at"`        // UTC
+	Version     int64     `json:"version"`             // of the order that was dispatched
+	Correction  bool      `json:"correction,omitzero"` // as in DispatchAssigned
 }
 
 // Key returns dispatch.delivered.

@@ -1,8 +1,10 @@
 package event
 
 import (
-	"encoding/json"
 	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"takeout/domain"
 )
@@ -12,9 +14,9 @@ import (
 // data is not nil it takes the place of the event's data, and subject and orderversion become what it says. It is
 // Invalid if body is not a JSON object, or data is not one that names its order. Whether the event is right otherwise
 // is for Decode to say.
-func Revise(body []byte, id, causation string, at time.Time, data json.RawMessage) ([]byte, error) {
-	var attributes map[string]json.RawMessage
-	if err := json.Unmarshal(body, &attributes); err != nil || attributes == nil {
+func Revise(body []byte, id, causation string, at time.Time, data []byte) ([]byte, error) {
+	var attributes map[string]jsontext.Value
+	if err := json.Unmarshal(body, &attributes, lenient); err != nil || attributes == nil {
 		return nil, domain.Errorf(domain.Invalid, "event_malformed", "the message is not a JSON object")
 	}
 	changed := map[string]any{"id": id, "time": at.UTC().Truncate(time.Microsecond), "causationid": causation}
@@ -26,7 +28,7 @@ func Revise(body []byte, id, causation string, at time.Time, data json.RawMessag
 		if err := json.Unmarshal(data, &about); err != nil || about.OrderID == nil || about.Version == nil {
 			return nil, domain.InvalidField("data", "event_data_invalid", "data must be an object with order_id, a text, and version, a whole number")
 		}
-		changed["data"], changed["subject"], changed["orderversion"] = data, *about.OrderID, *about.Version
+		changed["data"], changed["subject"], changed["orderversion"] = jsontext.Value(data), *about.OrderID, *about.Version
 	}
 	for name, value := range changed {
 		encoded, err := json.Marshal(value)
@@ -35,7 +37,7 @@ func Revise(body []byte, id, causation string, at time.Time, data json.RawMessag
 		}
 		attributes[name] = encoded
 	}
-	return json.Marshal(attributes)
+	return json.Marshal(attributes, lenient, json.Deterministic(true))
 }
 
 // IDOf returns the id that a message says its event has, empty if it says none that could be right.
@@ -43,7 +45,7 @@ func IDOf(body []byte) string {
 	var env struct {
 		ID string `json:"id"`
 	}
-	if json.Unmarshal(body, &env) != nil || !validID(env.ID) {
+	if json.Unmarshal(body, &env, lenient) != nil || !validID(env.ID) {
 		return ""
 	}
 	return env.ID
