@@ -152,7 +152,7 @@ func (b *Broker) WaitReady(ctx context.Context) error {
 		}
 		b.setTrouble(b.db.Ping(ctx))
 	}
-	return ctx.Err()
+	return nil
 }
 
 // Check implements messaging.Broker.

@@ -1,38 +1,68 @@
 package sqldb
 
 import (
+	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 )
 
-// Insert returns the statement that inserts n rows into the columns of table.
-func Insert(table, columns string, n int) string {
-	row := "(?" + strings.Repeat(", ?", strings.Count(columns, ",")) + ")"
+// Insert returns the statement that inserts n rows into the columns of table. The last columns of each row are the
+// expressions fixed, which take no arguments.
+func Insert(table, columns string, n int, fixed ...string) string {
+	values := slices.Concat(slices.Repeat([]string{"?"}, strings.Count(columns, ",")+1-len(fixed)), fixed)
+	row := "(" + strings.Join(values, ", ") + ")"
 	return "INSERT INTO " + table + " (" + columns + ") VALUES " + row + strings.Repeat(", "+row, n-1)
 }
 
-// DeleteByID returns the statement that deletes from table the n rows whose ids are its arguments.
-func (d Dialect) DeleteByID(table string, n int) string {
+// FirstID returns the id of the first of n rows that one statement inserted. The ids of the others follow it, but with
+// gaps where a cluster numbers rows so that its members do not collide (auto_increment_increment).
+func (d Dialect) FirstID(inserted sql.Result, n int) (int64, error) {
+	id, err := inserted.LastInsertId()
+	if d.Engine == "sqlite" { // it tells the last one
+		id -= int64(n - 1)
+	}
+	return id, err
+}
+
+// DeleteByID returns the statement that deletes from table the n rows whose ids are its arguments. If further columns are
+// named, the row must have in each of them one of the n values that follow as arguments.
+func (d Dialect) DeleteByID(table string, n int, also ...string) string {
 	if d.Engine == "sqlite" {
-		return "DELETE FROM " + table + withIDs(n)
+		return "DELETE FROM " + table + withIDs(n, also)
 	}
 	// A DELETE takes no hint. A table of ids to join with leaves the server no other way than the primary key.
-	return "DELETE t FROM (SELECT ? AS id" + strings.Repeat(" UNION ALL SELECT ?", n-1) + ") ids STRAIGHT_JOIN " + table + " t ON t.id = ids.id"
+	var where strings.Builder
+	separator := " WHERE t."
+	for _, column := range also {
+		where.WriteString(separator + oneOf(column, n))
+		separator = " AND t."
+	}
+	return "DELETE t FROM (SELECT ? AS id" + strings.Repeat(" UNION ALL SELECT ?", n-1) + ") ids STRAIGHT_JOIN " + table + " t ON t.id = ids.id" + where.String()
 }
 
 // UpdateByID returns the statement that makes the assignments of set, which take no arguments, in the n rows of table
-// whose ids are its arguments.
-func (d Dialect) UpdateByID(table, set string, n int) string {
-	return "UPDATE " + table + d.Force("PRIMARY") + " SET " + set + withIDs(n)
+// that its arguments name as those of DeleteByID do.
+func (d Dialect) UpdateByID(table, set string, n int, also ...string) string {
+	return "UPDATE " + table + d.Force("PRIMARY") + " SET " + set + withIDs(n, also)
 }
 
 // CopyByID returns the statement that inserts into the columns of target the values, which are expressions over table's
-// columns, of the n rows of table whose ids are its last arguments. Arguments of the values come first.
-func (d Dialect) CopyByID(table, target, columns, values string, n int) string {
-	return "INSERT INTO " + target + " (" + columns + ") SELECT " + values + " FROM " + table + d.Force("PRIMARY") + withIDs(n)
+// columns, of the n rows of table that its last arguments name as those of DeleteByID do. Arguments of the values come
+// first.
+func (d Dialect) CopyByID(table, target, columns, values string, n int, also ...string) string {
+	return "INSERT INTO " + target + " (" + columns + ") SELECT " + values + " FROM " + table + d.Force("PRIMARY") + withIDs(n, also)
 }
 
-func withIDs(n int) string { return " WHERE id IN (?" + strings.Repeat(",?", n-1) + ")" }
+func withIDs(n int, also []string) string {
+	where := " WHERE " + oneOf("id", n)
+	for _, column := range also {
+		where += " AND " + oneOf(column, n)
+	}
+	return where
+}
+
+func oneOf(column string, n int) string { return column + " IN (?" + strings.Repeat(",?", n-1) + ")" }
 
 // DeleteOldest returns the statement that deletes from table up to as many rows as its last argument says, those with
 // the lowest value of the column by first, of the rows for which where holds, whose arguments come before. key are the

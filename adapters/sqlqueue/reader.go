@@ -36,20 +36,21 @@ type Config struct {
 	Columns []string                                                   // further columns to read
 	Context func(ctx context.Context, values []string) context.Context // puts their values, empty for NULL, into a message's context
 
-	Bell  *Bell                           // of the table: all its readers in this process share it
-	Ready func(ctx context.Context) error // waits until messages can be handled; nil if they always can
+	Bell     *Bell                           // of the table: all its readers in this process share it
+	Handover *Handover                       // of the table, nil if nobody hands rows over
+	Ready    func(ctx context.Context) error // waits until messages can be handled, and returns nil if they can, even if ctx has ended; nil if they always can
 
-	Window        int                      // the most messages in flight, 1000 if zero
+	Window        int                      // the most messages in flight that were read, 1000 if zero; half as many may come by Handover
 	Lease         time.Duration            // 10 s if zero; renewed while a message is in flight
 	Poll          time.Duration            // how long a row may stay unnoticed for which nobody rings here, 250 ms if zero
 	Drain         time.Duration            // how long messages in flight may take when closing, 20 s if zero
 	Backoff       func(attempts int) int64 // how long a nacked row rests, in microseconds; a quickly growing time if nil
 	DeliveryLimit int                      // attempts after which a message is undeliverable, no limit if zero
 
-	// Archive keeps what must outlive the acked rows of these ids. It is called in the transaction that deletes them,
-	// before it does. Rows that are gone, because another reader had them too, are none of its business. nil if nothing
-	// must be kept.
-	Archive func(ctx context.Context, tx *sql.Tx, ids []any) error
+	// Archive keeps what must outlive n acked rows. names are the arguments that sqldb.CopyByID takes with the further
+	// column uuid. It is called in the transaction that deletes them, before it does. Rows that are gone, because another
+	// reader had them too, are none of its business. nil if nothing must be kept.
+	Archive func(ctx context.Context, tx *sql.Tx, n int, names []any) error
 
 	OnSettled func(acked, nacked int) // called after rows were deleted or given back; nil if nobody asks
 }
@@ -60,7 +61,7 @@ func (c Config) withDefaults() Config {
 	c.Poll = cmp.Or(c.Poll, 250*time.Millisecond)
 	c.Drain = cmp.Or(c.Drain, 20*time.Second)
 	if c.Ready == nil {
-		c.Ready = func(ctx context.Context) error { return ctx.Err() }
+		c.Ready = func(context.Context) error { return nil }
 	}
 	if c.Backoff == nil {
 		c.Backoff = func(attempts int) int64 {
@@ -115,8 +116,9 @@ func (r *Reader) Subscribe(ctx context.Context, _ string) (<-chan *message.Messa
 		values:  context.WithoutCancel(ctx),
 		out:     make(chan *message.Message),
 		slots:   make(chan struct{}, r.cfg.Window),
+		handed:  make(chan []Row, r.cfg.Window/2),
 		settled: make(chan outcome, r.cfg.Window),
-		leases:  make(map[int64]time.Time),
+		leases:  make(map[int64]lease),
 	}
 	taking, stop := context.WithCancel(ctx)
 	r.running.Go(func() {
@@ -149,27 +151,50 @@ type subscription struct {
 	*Reader
 	values context.Context // what the subscriber's context carries, never cancelled
 	out    chan *message.Message
-	slots  chan struct{} // one for each message in flight
+	slots  chan struct{} // one for each message in flight that was read
+	handed chan []Row    // what came by handover
 
 	settled chan outcome
+	stopped bool // nothing more may be handed over; of Config.Handover's mu
 
-	mu     sync.Mutex
-	leases map[int64]time.Time // when the lease of a row in flight was last taken
+	mu       sync.Mutex
+	leases   map[int64]lease // of the rows in flight, by id
+	promised int             // rows in flight, or expected, that come by handover
 }
 
+// lease is a row's.
+type lease struct {
+	uuid  string
+	taken time.Time
+}
+
+// outcome is what became of a row.
 type outcome struct {
-	id       int64
-	attempts int
-	acked    bool
+	Row
+	acked bool
 }
 
-type row struct {
-	id       int64
-	uuid     string
-	payload  []byte
-	metadata []byte
+// Row is a message as its table holds it. A row is named by its id and, because an id that is reckoned from another one
+// may be somebody else's, by its uuid.
+type Row struct {
+	ID       int64
+	UUID     string
+	Payload  []byte
+	Metadata []byte // JSON, empty if there is none
+
 	attempts int
 	further  []string
+	taken    time.Time
+	promised bool // it came by handover
+}
+
+// names returns the arguments that name the rows in a statement, of those ByID with the further column uuid.
+func names(rows []Row) []any {
+	names := make([]any, 2*len(rows))
+	for i, r := range rows {
+		names[i], names[len(rows)+i] = r.ID, r.UUID
+	}
+	return names
 }
 
 func (s *subscription) run(taking context.Context) {
@@ -179,7 +204,13 @@ func (s *subscription) run(taking context.Context) {
 	helpers.Go(func() { s.settle(stopHelpers) })
 	helpers.Go(func() { s.renew(stopHelpers) })
 
+	var handing sync.WaitGroup
+	handing.Go(func() { s.receive(taking, handling, &inFlight) })
+	s.cfg.Handover.begin(s)
 	s.take(taking, handling, &inFlight)
+	s.cfg.Handover.end(s)
+	close(s.handed)
+	handing.Wait()
 
 	timer := time.AfterFunc(s.cfg.Drain, func() {
 		s.logger.Warn("closing did not wait for all messages in flight; they will be delivered again")
@@ -242,6 +273,19 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 	}
 }
 
+// receive hands out rows that come by handover.
+func (s *subscription) receive(taking, handling context.Context, inFlight *sync.WaitGroup) {
+	for rows := range s.handed {
+		crashpoint.In(s.cfg.Table, "claimed")
+		for i, row := range rows {
+			if !s.handOut(taking, handling, row, inFlight) {
+				s.giveBack(rows[i:])
+				break
+			}
+		}
+	}
+}
+
 // await waits until somebody rings, and looks by itself the less often the longer nobody does.
 func (s *subscription) await(taking context.Context, heard <-chan struct{}) {
 	for pause := min(firstLook, s.cfg.Poll); ; {
@@ -284,11 +328,11 @@ func (s *subscription) reserve(ctx context.Context) int {
 	return batch
 }
 
-func (s *subscription) handOut(taking, handling context.Context, r row, inFlight *sync.WaitGroup) bool {
-	msg := message.NewMessage(r.uuid, r.payload)
-	if len(r.metadata) > 0 {
-		if err := json.Unmarshal(r.metadata, &msg.Metadata); err != nil {
-			s.logger.Error("a row's metadata cannot be read; the message goes without", "row", r.id, "error", err)
+func (s *subscription) handOut(taking, handling context.Context, r Row, inFlight *sync.WaitGroup) bool {
+	msg := message.NewMessage(r.UUID, r.Payload)
+	if len(r.Metadata) > 0 {
+		if err := json.Unmarshal(r.Metadata, &msg.Metadata); err != nil {
+			s.logger.Error("a row's metadata cannot be read; the message goes without", "row", r.ID, "error", err)
 			msg.Metadata = nil
 		}
 	}
@@ -309,7 +353,7 @@ func (s *subscription) handOut(taking, handling context.Context, r row, inFlight
 	ctx, done := context.WithCancel(handling)
 	msg.SetContext(ctx)
 	s.mu.Lock()
-	s.leases[r.id] = time.Now()
+	s.leases[r.ID] = lease{r.UUID, r.taken}
 	s.mu.Unlock()
 	select {
 	case s.out <- msg:
@@ -319,7 +363,7 @@ func (s *subscription) handOut(taking, handling context.Context, r row, inFlight
 	}
 	inFlight.Go(func() {
 		defer done()
-		o := outcome{id: r.id, attempts: r.attempts}
+		o := outcome{Row: r}
 		select {
 		case <-msg.Acked():
 			o.acked = true
@@ -366,73 +410,93 @@ func (s *subscription) settle(stop <-chan struct{}) {
 		}
 		others.Stop()
 		s.settleBatch(outcomes, stop)
-		s.mu.Lock()
 		for _, o := range outcomes {
-			delete(s.leases, o.id)
-		}
-		s.mu.Unlock()
-		for range outcomes {
-			<-s.slots
+			s.free(o.Row)
 		}
 	}
 }
 
+// free makes room for another row in the place of r.
+func (s *subscription) free(r Row) {
+	s.mu.Lock()
+	delete(s.leases, r.ID)
+	s.mu.Unlock()
+	if r.promised {
+		s.fulfil(1)
+	} else {
+		<-s.slots
+	}
+}
+
 func (s *subscription) settleBatch(outcomes []outcome, stop <-chan struct{}) {
-	var acked []any
-	nacked := map[int][]any{} // by attempts
+	var acked []Row
+	nacked := map[int][]Row{} // by attempts
 	for _, o := range outcomes {
 		if o.acked {
-			acked = append(acked, o.id)
+			acked = append(acked, o.Row)
 		} else {
-			nacked[o.attempts] = append(nacked[o.attempts], o.id)
+			nacked[o.attempts] = append(nacked[o.attempts], o.Row)
 		}
 	}
 	if len(acked) > 0 {
 		s.delete(acked, stop)
 	}
-	for attempts, ids := range nacked {
+	for attempts, rows := range nacked {
 		rest := int64(0)
 		if attempts > 0 {
 			rest = s.cfg.Backoff(attempts)
 		}
-		s.exec(s.db.UpdateByID(s.cfg.Table, fmt.Sprintf("available_at = %s + %d", s.db.Now, rest), len(ids)), ids, stop)
+		s.exec(fmt.Sprintf("available_at = %s + %d", s.db.Now, rest), rows, stop)
 		s.cfg.Bell.RingIn(time.Duration(rest)*time.Microsecond, s.cfg.Queue)
 	}
 	s.cfg.OnSettled(len(acked), len(outcomes)-len(acked))
 }
 
 // delete deletes acked rows, once what must outlive them is kept.
-func (s *subscription) delete(ids []any, stop <-chan struct{}) {
+func (s *subscription) delete(rows []Row, stop <-chan struct{}) {
 	crashpoint.In(s.cfg.Table, "acked")
-	statement := s.db.DeleteByID(s.cfg.Table, len(ids))
-	if s.cfg.Archive == nil {
-		s.exec(statement, ids, stop)
-		crashpoint.In(s.cfg.Table, "deleted")
-		return
-	}
-	s.persist(len(ids), stop, func(ctx context.Context) error {
-		return s.db.Unsynced(ctx, func(c sqldb.Conn) error {
+	statement, names := s.db.DeleteByID(s.cfg.Table, len(rows), "uuid"), names(rows)
+	var deleted int64
+	s.persist(len(rows), stop, func(ctx context.Context) error {
+		return s.db.Unsynced(ctx, func(c sqldb.Conn) (err error) {
+			if s.cfg.Archive == nil {
+				deleted, err = affected(c.ExecContext(ctx, statement, names...))
+				return err
+			}
 			return s.db.InTxOn(ctx, c, func(ctx context.Context, tx *sql.Tx) error {
-				if err := s.cfg.Archive(ctx, tx, ids); err != nil {
+				if err := s.cfg.Archive(ctx, tx, len(rows), names); err != nil {
 					return err
 				}
-				_, err := tx.ExecContext(ctx, statement, ids...)
+				deleted, err = affected(tx.ExecContext(ctx, statement, names...))
 				crashpoint.In(s.cfg.Table, "deleted")
 				return err
 			})
 		})
 	})
+	if s.cfg.Archive == nil {
+		crashpoint.In(s.cfg.Table, "deleted")
+	}
+	if deleted < int64(len(rows)) && slices.ContainsFunc(rows, func(r Row) bool { return r.promised }) {
+		s.cfg.Handover.missed()
+	}
 }
 
-// exec persists by one statement about the rows whose ids are its arguments.
-func (s *subscription) exec(query string, ids []any, stop <-chan struct{}) {
-	s.persist(len(ids), stop, func(ctx context.Context) error { return s.write(ctx, query, ids) })
+func affected(result sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
 }
 
-// write runs a statement that may be lost in a power cut: then rows are delivered again.
-func (s *subscription) write(ctx context.Context, query string, ids []any) error {
+// exec persists the assignment in the rows.
+func (s *subscription) exec(set string, rows []Row, stop <-chan struct{}) {
+	s.persist(len(rows), stop, func(ctx context.Context) error { return s.write(ctx, set, rows) })
+}
+
+// write makes an assignment in the rows that may be lost in a power cut: then they are delivered again.
+func (s *subscription) write(ctx context.Context, set string, rows []Row) error {
 	return s.db.Unsynced(ctx, func(c sqldb.Conn) error {
-		_, err := c.ExecContext(ctx, query, ids...)
+		_, err := c.ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, set, len(rows), "uuid"), names(rows)...)
 		return err
 	})
 }
@@ -459,18 +523,14 @@ func (s *subscription) persist(rows int, stop <-chan struct{}, work func(ctx con
 	}
 }
 
-func (s *subscription) giveBack(rows []row) {
-	ids := make([]any, len(rows))
-	for i, r := range rows {
-		ids[i] = r.id
-		<-s.slots
-		s.mu.Lock()
-		delete(s.leases, r.id)
-		s.mu.Unlock()
+// giveBack makes rows available that were taken and not handed out.
+func (s *subscription) giveBack(rows []Row) {
+	for _, r := range rows {
+		s.free(r)
 	}
 	closed := make(chan struct{})
 	close(closed)
-	s.exec(s.db.UpdateByID(s.cfg.Table, "available_at = 0", len(ids)), ids, closed)
+	s.exec("available_at = 0", rows, closed)
 }
 
 // renew keeps the leases of the messages in flight.
@@ -483,18 +543,17 @@ func (s *subscription) renew(stop <-chan struct{}) {
 			return
 		case <-ticker.C:
 		}
-		var ids []any
+		var old []Row
 		s.mu.Lock()
-		for id, taken := range s.leases {
-			if time.Since(taken) > s.cfg.Lease/4 {
-				ids = append(ids, id)
+		for id, lease := range s.leases {
+			if time.Since(lease.taken) > s.cfg.Lease/4 {
+				old = append(old, Row{ID: id, UUID: lease.uuid})
 			}
 		}
 		s.mu.Unlock()
-		for part := range slices.Chunk(ids, batch) {
+		for part := range slices.Chunk(old, batch) {
 			ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Lease/2)
-			longer := fmt.Sprintf("available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
-			err := s.write(ctx, s.db.UpdateByID(s.cfg.Table, longer, len(part)), part)
+			err := s.write(ctx, "available_at = "+s.lease(), part)
 			cancel()
 			if err != nil {
 				s.logger.Debug("leases could not be renewed", "error", err)
@@ -504,22 +563,22 @@ func (s *subscription) renew(stop <-chan struct{}) {
 }
 
 // claim takes up to limit rows that are available, lowest id first.
-func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
+func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
 	where, args := "available_at <= "+s.db.Now, []any{}
 	if s.cfg.Queue != "" {
 		where, args = where+" AND queue = ?", append(args, s.cfg.Queue)
 	}
 	columns := strings.Join(append([]string{"id, uuid, payload, metadata, attempts"}, s.cfg.Columns...), ", ")
-	lease := fmt.Sprintf("attempts = attempts + 1, available_at = %s + %d", s.db.Now, s.cfg.Lease.Microseconds())
+	lease := "attempts = attempts + 1, available_at = " + s.lease()
 	args = append(args, limit)
-	var rows []row
+	var rows []Row
 	if s.db.Engine == "sqlite" {
 		err := s.db.Unsynced(ctx, func(c sqldb.Conn) (err error) {
 			rows, err = s.scan(c.QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
 				"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
 			return err
 		})
-		slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.id, b.id) })
+		slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.ID, b.ID) })
 		return rows, s.db.Error(err)
 	}
 	// The commit also sees to it that whatever stored the rows is on disk: InnoDB shows it to others before that, and an event
@@ -533,7 +592,7 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 		ids := make([]any, len(rows))
 		for i := range rows {
 			rows[i].attempts++
-			ids[i] = rows[i].id
+			ids[i] = rows[i].ID
 		}
 		_, err = tx.ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, lease, len(ids)), ids...)
 		return err
@@ -544,16 +603,16 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]row, error) {
 	return rows, nil
 }
 
-func (s *subscription) scan(rows *sql.Rows, err error) ([]row, error) {
+func (s *subscription) scan(rows *sql.Rows, err error) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var all []row
+	var all []Row
 	for rows.Next() {
-		var r row
+		r := Row{taken: time.Now()}
 		further := make([]sql.NullString, len(s.cfg.Columns))
-		into := []any{&r.id, &r.uuid, &r.payload, &r.metadata, &r.attempts}
+		into := []any{&r.ID, &r.UUID, &r.Payload, &r.Metadata, &r.attempts}
 		for i := range further {
 			into = append(into, &further[i])
 		}

@@ -22,9 +22,17 @@ const OutboxTopic = "outbox"
 
 // outbox stores events in the transaction tx, in the envelope that Watermill's forwarder opens again.
 type outbox struct {
-	tx   *sql.Tx
-	keys event.Keys
-	used bool
+	tx       *sql.Tx
+	db       *sqldb.DB
+	keys     event.Keys
+	handover *sqlqueue.Handover
+	stored   []stored
+}
+
+// stored are the rows of one statement.
+type stored struct {
+	promise *sqlqueue.Promise // nil if the relay must look for them
+	rows    []sqlqueue.Row
 }
 
 // Publish implements app.Outbox. It needs one statement for all events that have the same key and follow each other.
@@ -37,7 +45,6 @@ func (o *outbox) Publish(ctx context.Context, events ...event.Event) error {
 		if err := o.publish(ctx, events[0].Key(), events[:n]); err != nil {
 			return err
 		}
-		o.used = true
 		events = events[n:]
 	}
 	return nil
@@ -52,11 +59,40 @@ func (o *outbox) publish(ctx context.Context, key string, events []event.Event) 
 		}
 		messages[i].SetContext(ctx)
 	}
-	table, err := wsql.NewPublisher(executor{o.tx}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{messages, events}}, nil)
+	promise := o.handover.Promise("", len(events))
+	o.stored = append(o.stored, stored{promise: promise})
+	table, err := wsql.NewPublisher(executor{o}, wsql.PublisherConfig{SchemaAdapter: outboxSchema{messages, events, o}}, nil)
 	if err != nil {
 		return err
 	}
 	return forwarder.NewPublisher(table, forwarder.PublisherConfig{ForwarderTopic: OutboxTopic}).Publish(key, messages...)
+}
+
+// committed hands the events over to the relay of this process. It reports whether that knows of all of them.
+func (o *outbox) committed() (all bool) {
+	all = true
+	for _, s := range o.stored {
+		if s.promise == nil {
+			all = false
+			continue
+		}
+		s.promise.Keep(s.rows)
+	}
+	o.stored = nil
+	return all
+}
+
+// withdraw says that the events are not stored, or may not be. It does nothing after committed.
+func (o *outbox) withdraw() {
+	if o == nil {
+		return
+	}
+	for _, s := range o.stored {
+		if s.promise != nil {
+			s.promise.Withdraw()
+		}
+	}
+	o.stored = nil
 }
 
 // NewMessage returns the event as the message that announces it, under a new id, and signed if there is a key.
@@ -77,10 +113,19 @@ func NewMessage(e event.Event, keys event.Keys) (*message.Message, error) {
 }
 
 // executor lets watermill-sql use our transaction, and nothing else of it.
-type executor struct{ tx *sql.Tx }
+type executor struct{ *outbox }
 
 func (e executor) ExecContext(ctx context.Context, query string, args ...any) (wsql.Result, error) {
-	return e.tx.ExecContext(ctx, query, args...)
+	result, err := e.tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	rows := e.stored[len(e.stored)-1].rows
+	first, err := e.db.FirstID(result, len(rows))
+	for i := range rows {
+		rows[i].ID = first + int64(i)
+	}
+	return result, err
 }
 
 func (e executor) QueryContext(ctx context.Context, query string, args ...any) (wsql.Rows, error) {
@@ -93,17 +138,21 @@ func (e executor) QueryContext(ctx context.Context, query string, args ...any) (
 type outboxSchema struct {
 	messages []*message.Message // as they are before they are enveloped
 	events   []event.Event
+	into     *outbox
 }
 
 // InsertQuery implements wsql.SchemaAdapter.
 func (s outboxSchema) InsertQuery(p wsql.InsertQueryParams) (wsql.Query, error) {
 	created := now()
 	args := make([]any, 0, 6*len(p.Msgs))
+	last := &s.into.stored[len(s.into.stored)-1]
 	for i, msg := range p.Msgs { // envelopes, which have no metadata of their own
 		args = append(args, msg.UUID, []byte(msg.Payload), created, s.messages[i].UUID, s.events[i].Key(), s.events[i].Subject())
+		last.rows = append(last.rows, sqlqueue.Row{UUID: msg.UUID, Payload: msg.Payload})
 	}
+	attempts, availableAt := last.promise.Lease()
 	return wsql.Query{
-		Query: sqldb.Insert("outbox", "uuid, payload, created_at, event_id, event_key, order_id", len(p.Msgs)),
+		Query: sqldb.Insert("outbox", "uuid, payload, created_at, event_id, event_key, order_id, attempts, available_at", len(p.Msgs), attempts, availableAt),
 		Args:  args,
 	}, nil
 }
@@ -132,15 +181,15 @@ func (outboxSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.Le
 // not taken while it waits. What the broker has confirmed goes over into outbox_confirmed.
 func (m *Messages) Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader {
 	return sqlqueue.NewReader(m.db, sqlqueue.Config{
-		Table: "outbox", Bell: &m.bell, Ready: ready, Archive: m.confirmed, OnSettled: onSettled, Drain: relayDrain,
+		Table: "outbox", Bell: &m.bell, Handover: &m.handover, Ready: ready, Archive: m.confirmed, OnSettled: onSettled, Drain: relayDrain,
 	}, logger)
 }
 
 // confirmed notes that the broker has the events of these rows. An event that two relays sent, because one outlived its
 // lease, may be noted twice, as it was confirmed twice.
-func (m *Messages) confirmed(ctx context.Context, tx *sql.Tx, ids []any) error {
+func (m *Messages) confirmed(ctx context.Context, tx *sql.Tx, n int, names []any) error {
 	_, err := tx.ExecContext(ctx, m.db.CopyByID("outbox", "outbox_confirmed", "event_id, event_key, order_id, created_at, confirmed_at",
-		"event_id, event_key, order_id, created_at, ?", len(ids)), append([]any{now()}, ids...)...)
+		"event_id, event_key, order_id, created_at, ?", n, "uuid"), append([]any{now()}, names...)...)
 	return err
 }
 

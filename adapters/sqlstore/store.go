@@ -39,8 +39,9 @@ type Store[T any] struct {
 // Messages is the part of a service's database that has to do with messages.
 type Messages struct {
 	db        *sqldb.DB
-	bell      sqlqueue.Bell // rung when rows were committed to the outbox
-	retryBell sqlqueue.Bell // rung when the time of retries has come
+	handover  sqlqueue.Handover // of events that were committed to the outbox
+	bell      sqlqueue.Bell     // rung for those that could not be handed over
+	retryBell sqlqueue.Bell     // rung when the time of retries has come
 }
 
 // querier is a transaction, or the pool when there is none.
@@ -157,8 +158,10 @@ func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSch
 func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
 	var out *outbox
 	delivered := app.DeliveriesFrom(ctx)
+	defer func() { out.withdraw() }()
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		out = &outbox{tx: tx, keys: s.keys}
+		out.withdraw() // of the attempt before
+		out = &outbox{tx: tx, db: s.db, keys: s.keys, handover: &s.handover}
 		reached(delivered, "before-inbox")
 		if err := record(ctx, s.db, tx, delivered); err != nil {
 			return err
@@ -177,7 +180,7 @@ func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) 
 		return err
 	}
 	reached(delivered, "after-commit")
-	if out.used {
+	if !out.committed() {
 		s.bell.Ring()
 	}
 	return nil

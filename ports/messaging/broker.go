@@ -30,7 +30,7 @@ type Broker interface {
 	// metadata under app.MetadataUndeliverable.
 	Subscriber() message.Subscriber
 
-	// WaitReady returns nil once messages can be published, or ctx's error.
+	// WaitReady returns nil once messages can be published, and ctx's error if it ends while they cannot.
 	WaitReady(ctx context.Context) error
 
 	// Check says why messages cannot be published right now: unreachable, blocked, topology refused. Nil if

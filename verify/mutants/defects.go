@@ -99,7 +99,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			New: `rows, err := s.claim(taking, free)
 		for _, r := range rows {
 			if s.cfg.Table == "outbox" {
-				s.last = max(s.last, r.id)
+				s.last = max(s.last, r.ID)
 			}
 		}`,
 		}, {
