@@ -75,6 +75,22 @@ func TestEventsReachTheRelayOfTheirProcessAtOnceAndNoOther(t *testing.T) {
 			msg.Ack()
 		}
 		awaitNoPending(t, s)
+		promised(t, &handover, 500).Withdraw() // all of half the window is free again
+	})
+}
+
+func TestEventsAreHandedOverOnlyWhenTheyAreCommitted(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		messages, _ := relayOf(t, s)
+		ctx, cancel := context.WithCancel(context.Background())
+		err := s.InTx(ctx, func(ctx context.Context, tx app.OrderTx) error {
+			defer cancel() // so that all is done, and the COMMIT fails
+			return placeIn(ctx, tx, "never")
+		})
+		require.Error(t, err)
+		receiveNothing(t, messages)
+		storeOrder(t, s, "o1")
+		receive(t, messages).Ack()
 	})
 }
 
