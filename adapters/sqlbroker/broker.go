@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +48,10 @@ type Broker struct {
 	cfg    Config
 	logger *slog.Logger
 	bell   sqlqueue.Bell
+
+	// handover is used on SQLite only. On MySQL, where rows may be numbered with gaps, an id that is reckoned from another
+	// one may be that of the same message in another queue.
+	handover sqlqueue.Handover
 
 	publishing chan publishing
 	closing    chan struct{}
@@ -223,44 +228,82 @@ func (b *Broker) publish(group []publishing) {
 	errs := make([]error, len(group))
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	var filled []string
+	var all []stored
 	err := b.bind(ctx)
 	if err == nil {
 		err = b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-			filled, err = b.insert(ctx, tx, group, errs)
+			withdraw(all) // of the attempt before
+			all, err = b.insert(ctx, tx, group, errs)
 			crashpoint.Here("sqlbroker/before-commit")
 			return err
 		})
 		crashpoint.Here("sqlbroker/after-commit")
 	}
 	b.setTrouble(err)
+	if err == nil {
+		b.handOver(all)
+	} else {
+		withdraw(all)
+	}
 	if err != nil && len(group) > 1 && domain.KindOf(err) != domain.Unavailable {
 		for _, p := range group {
 			b.publish([]publishing{p})
 		}
 		return
 	}
-	if len(filled) > 0 {
-		b.bell.Ring(filled...)
-	}
 	for i, p := range group {
 		p.done <- errors.Join(err, errs[i])
 	}
 }
 
-// insert stores the messages and returns the queues that got some.
-func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, errs []error) (filled []string, err error) {
-	queues := map[string][]string{}
-	var args []any
-	flush := func() error {
-		if len(args) == 0 {
-			return nil
+// stored is a message in a queue.
+type stored struct {
+	queue   string
+	row     sqlqueue.Row
+	promise *sqlqueue.Promise // that of all messages of the statement in this queue, nil if its reader must look for them
+}
+
+// handOver gives committed messages to the readers in this process, and rings for the others.
+func (b *Broker) handOver(all []stored) {
+	var filled []string
+	for promise, rows := range byPromise(all) {
+		if promise != nil {
+			promise.Keep(rows)
 		}
-		_, err := tx.ExecContext(ctx, "INSERT INTO broker_message (queue, uuid, payload, metadata) VALUES (?, ?, ?, ?)"+
-			strings.Repeat(", (?, ?, ?, ?)", len(args)/4-1), args...)
-		args = args[:0]
-		return err
 	}
+	for _, m := range all {
+		if m.promise == nil && !slices.Contains(filled, m.queue) {
+			filled = append(filled, m.queue)
+		}
+	}
+	if len(filled) > 0 {
+		b.bell.Ring(filled...)
+	}
+}
+
+// withdraw says that the messages are not stored.
+func withdraw(all []stored) {
+	for promise := range byPromise(all) {
+		if promise != nil {
+			promise.Withdraw()
+		}
+	}
+}
+
+func byPromise(all []stored) map[*sqlqueue.Promise][]sqlqueue.Row {
+	rows := map[*sqlqueue.Promise][]sqlqueue.Row{}
+	for _, m := range all {
+		rows[m.promise] = append(rows[m.promise], m.row)
+	}
+	return rows
+}
+
+// insertAtOnce is the most messages that one statement stores.
+const insertAtOnce = 200
+
+// insert stores the messages in each queue that is bound to their topic. It returns what it did also when it fails.
+func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, errs []error) (all []stored, err error) {
+	queues := map[string][]string{}
 	for i, p := range group {
 		errs[i] = nil
 		bound, known := queues[p.topic]
@@ -269,7 +312,6 @@ func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, err
 				return nil, err
 			}
 			queues[p.topic] = bound
-			filled = append(filled, bound...)
 		}
 		if len(bound) == 0 {
 			errs[i] = fmt.Errorf("%w %s", ErrUnroutable, p.topic)
@@ -281,16 +323,47 @@ func (b *Broker) insert(ctx context.Context, tx *sql.Tx, group []publishing, err
 				return nil, err
 			}
 			for _, queue := range bound {
-				args = append(args, queue, msg.UUID, sqldb.NotNull(msg.Payload), metadata)
-			}
-			if len(args) >= 4*200 {
-				if err := flush(); err != nil {
-					return nil, err
-				}
+				all = append(all, stored{queue: queue, row: sqlqueue.Row{UUID: msg.UUID, Payload: sqldb.NotNull(msg.Payload), Metadata: metadata}})
 			}
 		}
 	}
-	return filled, flush()
+	for some := range slices.Chunk(all, insertAtOnce) {
+		if err := b.store(ctx, tx, some); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// store stores the messages by one statement, under the promises of those who read their queues here.
+func (b *Broker) store(ctx context.Context, tx *sql.Tx, some []stored) error {
+	var query strings.Builder
+	args := make([]any, 0, 4*len(some))
+	separator := "INSERT INTO broker_message (queue, uuid, payload, metadata, attempts, available_at) VALUES "
+	count, promises := map[string]int{}, map[string]*sqlqueue.Promise{}
+	for _, m := range some {
+		count[m.queue]++
+	}
+	for queue, n := range count {
+		promises[queue] = b.handover.Promise(queue, n)
+	}
+	for i := range some {
+		m := &some[i]
+		m.promise = promises[m.queue]
+		attempts, availableAt := m.promise.Lease()
+		query.WriteString(separator + "(?, ?, ?, ?, " + attempts + ", " + availableAt + ")")
+		separator = ", "
+		args = append(args, m.queue, m.row.UUID, m.row.Payload, m.row.Metadata)
+	}
+	result, err := tx.ExecContext(ctx, query.String(), args...)
+	if err != nil {
+		return err
+	}
+	first, err := b.db.FirstID(result, len(some))
+	for i := range some {
+		some[i].row.ID = first + int64(i)
+	}
+	return err
 }
 
 func (b *Broker) queuesOf(ctx context.Context, tx *sql.Tx, topic string) ([]string, error) {

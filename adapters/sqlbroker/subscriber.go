@@ -27,8 +27,12 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 		return nil, ErrClosed
 	}
 	cfg := s.broker.cfg
+	var handover *sqlqueue.Handover
+	if s.broker.db.Engine == "sqlite" {
+		handover = &s.broker.handover
+	}
 	reader := sqlqueue.NewReader(s.broker.db, sqlqueue.Config{
-		Table: "broker_message", Queue: queue, Bell: &s.broker.bell, Poll: sqlqueue.SlowPoll,
+		Table: "broker_message", Handover: handover, Queue: queue, Bell: &s.broker.bell, Poll: sqlqueue.SlowPoll,
 		Window: cfg.Prefetch, DeliveryLimit: cfg.DeliveryLimit, Drain: cfg.DrainTimeout,
 		Backoff: func(int) int64 { return cfg.NackDelay.Microseconds() },
 	}, s.broker.logger.With("queue", queue))

@@ -90,9 +90,9 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			"number, or that could not be published, is passed over.",
 		Changes: []Change{{
 			File: "adapters/sqlqueue/reader.go",
-			Old:  `mu     sync.Mutex`,
-			New: `last   int64
-	mu     sync.Mutex`,
+			Old:  `mu       sync.Mutex`,
+			New: `last     int64
+	mu       sync.Mutex`,
 		}, {
 			File: "adapters/sqlqueue/reader.go",
 			Old:  `rows, err := s.claim(taking, free)`,
