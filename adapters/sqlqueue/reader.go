@@ -36,11 +36,13 @@ type Config struct {
 	Columns []string                                                   // further columns to read
 	Context func(ctx context.Context, values []string) context.Context // puts their values, empty for NULL, into a message's context
 
-	Bell     *Bell                           // of the table: all its readers in this process share it
-	Handover *Handover                       // of the table, nil if nobody hands rows over
-	Ready    func(ctx context.Context) error // waits until messages can be handled, and returns nil if they can, even if ctx has ended; nil if they always can
+	Bell     *Bell     // of the table: all its readers in this process share it
+	Handover *Handover // of the table, nil if nobody hands rows over
 
-	Window        int                      // the most messages in flight that were read, 1000 if zero; half as many may come by Handover
+	// Ready waits until messages can be handled. If they can it returns nil, even if ctx has ended. nil if they always can.
+	Ready func(ctx context.Context) error
+
+	Window        int                      // the most messages in flight that were read, 1000 if zero; half as many may be handed over
 	Lease         time.Duration            // 10 s if zero; renewed while a message is in flight
 	Poll          time.Duration            // how long a row may stay unnoticed for which nobody rings here, 250 ms if zero
 	Drain         time.Duration            // how long messages in flight may take when closing, 20 s if zero
