@@ -49,16 +49,6 @@ func promised(t testing.TB, h *sqlqueue.Handover, n int) (promise *sqlqueue.Prom
 	return promise
 }
 
-func awaitNoPending(t testing.TB, s *orderStore) {
-	t.Helper()
-	eventually(t, "the outbox is empty", func() error {
-		if n := pendingEvents(t, s); n != 0 {
-			return fmt.Errorf("%d events are left", n)
-		}
-		return nil
-	})
-}
-
 func TestEventsReachTheRelayOfTheirProcessAtOnceAndNoOther(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
 		var handover sqlqueue.Handover

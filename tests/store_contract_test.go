@@ -84,6 +84,16 @@ func pendingEvents(t testing.TB, s *orderStore) int {
 	return n
 }
 
+func awaitNoPending(t testing.TB, s *orderStore) {
+	t.Helper()
+	eventually(t, "the outbox is empty", func() error {
+		if n := pendingEvents(t, s); n != 0 {
+			return fmt.Errorf("%d events are left", n)
+		}
+		return nil
+	})
+}
+
 // readOutbox subscribes a relay to the store's outbox.
 func readOutbox(t testing.TB, s *orderStore, cfg sqlqueue.Config) (<-chan *message.Message, *sqlqueue.Reader) {
 	t.Helper()
@@ -138,12 +148,7 @@ func TestClosingARelayLeavesWhatWasNotConfirmed(t *testing.T) {
 		for range 4 {
 			receive(t, again).Ack()
 		}
-		eventually(t, "the outbox is empty", func() error {
-			if n := pendingEvents(t, s); n != 0 {
-				return fmt.Errorf("%d events are left", n)
-			}
-			return nil
-		})
+		awaitNoPending(t, s)
 	})
 }
 
@@ -257,12 +262,7 @@ func TestRelayThatOutlivesItsLeaseMakesDuplicatesAndNoLoss(t *testing.T) {
 		})
 		again.Ack()
 		other.Ack()
-		eventually(t, "the outbox is empty", func() error {
-			if n := pendingEvents(t, s); n != 0 {
-				return fmt.Errorf("%d are pending", n)
-			}
-			return nil
-		})
+		awaitNoPending(t, s)
 	})
 }
 
