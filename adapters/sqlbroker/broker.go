@@ -284,9 +284,7 @@ func (b *Broker) handOver(all []stored) {
 // withdraw says that the messages are not stored.
 func withdraw(all []stored) {
 	for promise := range byPromise(all) {
-		if promise != nil {
-			promise.Withdraw()
-		}
+		promise.Withdraw()
 	}
 }
 

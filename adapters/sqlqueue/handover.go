@@ -75,8 +75,12 @@ func (p *Promise) Keep(rows []Row) {
 	}
 }
 
-// Withdraw says that the rows are not stored, or may not be.
-func (p *Promise) Withdraw() { p.reader.fulfil(p.rows) }
+// Withdraw says that the rows are not stored, or may not be. It does nothing to the nil Promise.
+func (p *Promise) Withdraw() {
+	if p != nil {
+		p.reader.fulfil(p.rows)
+	}
+}
 
 // begin lets rows be handed over to s.
 func (h *Handover) begin(s *subscription) {

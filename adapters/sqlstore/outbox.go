@@ -88,9 +88,7 @@ func (o *outbox) withdraw() {
 		return
 	}
 	for _, s := range o.stored {
-		if s.promise != nil {
-			s.promise.Withdraw()
-		}
+		s.promise.Withdraw()
 	}
 	o.stored = nil
 }
