@@ -48,8 +48,9 @@ type Config struct {
 	// Heartbeat is the interval at which both sides prove to be alive; three missed ones end a connection.
 	// The URL's heartbeat parameter takes precedence. Default 5 s.
 	Heartbeat time.Duration
-	// RebindEvery is how often a reader makes sure that its queue is bound. Default 10 s.
-	RebindEvery time.Duration
+	// CheckEvery is how often a reader makes sure that its queue is bound. One to whom nothing comes for six times as long
+	// begins again. Default 10 s.
+	CheckEvery time.Duration
 	// ReconnectMin and ReconnectMax bound the wait between two attempts, which doubles each time and is then
 	// drawn at random from zero up to that, so that processes do not return all at once. Default 100 ms and 10 s.
 	ReconnectMin, ReconnectMax time.Duration
@@ -64,7 +65,7 @@ func (c Config) withDefaults() Config {
 		Prefetch:       min(positive(c.Prefetch, 200), math.MaxUint16),
 		PublishWindow:  positive(c.PublishWindow, 1000),
 		ConfirmTimeout: positive(c.ConfirmTimeout, 10*time.Second),
-		RebindEvery:    positive(c.RebindEvery, 10*time.Second),
+		CheckEvery:     positive(c.CheckEvery, 10*time.Second),
 		DrainTimeout:   positive(c.DrainTimeout, 20*time.Second),
 		DeliveryLimit:  positive(c.DeliveryLimit, 50),
 		Heartbeat:      positive(c.Heartbeat, 5*time.Second),
@@ -272,7 +273,9 @@ func (b *Broker) redeclare() {
 	}
 }
 
-// keepTopology serves redeclare, at most once a second: what declaring does not cure, hurrying does not either.
+// keepTopology serves redeclare, at most once a second: what declaring does not cure, hurrying does not either. It does so
+// a little later: RabbitMQ 3.10 tells those who read a quorum queue that it was deleted 30 ms after it was, and never if it
+// exists again by then.
 func (b *Broker) keepTopology() {
 	for {
 		select {
@@ -280,13 +283,24 @@ func (b *Broker) keepTopology() {
 		case <-b.stopped:
 			return
 		}
-		b.logger.Info("declaring the broker's topology again")
-		b.declare(b.topology.declareAll)
-		select {
-		case <-time.After(time.Second):
-		case <-b.stopped:
+		if !b.sleep(300 * time.Millisecond) {
 			return
 		}
+		b.logger.Info("declaring the broker's topology again")
+		b.declare(b.topology.declareAll)
+		if !b.sleep(700 * time.Millisecond) {
+			return
+		}
+	}
+}
+
+// sleep waits, and reports false if the broker is closed.
+func (b *Broker) sleep(d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-b.stopped:
+		return false
 	}
 }
 

@@ -19,6 +19,16 @@ const (
 	ackDelay = 5 * time.Millisecond
 	// ackPart is the part of the prefetch that is acked at once when it is finished.
 	ackPart = 8
+	// quietChecks is after how many checks a reader to whom nothing comes begins again over a new channel. RabbitMQ may have
+	// forgotten it: when a quorum queue is deleted and declared again at once, 3.10 does not say so to those who read it, and
+	// neither delivers to them what comes then nor gives it to others.
+	quietChecks = 6
+)
+
+// Why run ends although the channel is open.
+var (
+	errEnded = errors.New("the broker ended the consumer")
+	errQuiet = errors.New("nothing comes")
 )
 
 // Why the context of a message ends before the message is settled.
@@ -27,8 +37,8 @@ var (
 	errDrain = errors.New("the message was not settled in time after its subscription ended")
 )
 
-// consumption reads one queue and its dead letters over one channel, in a single goroutine that runs run. Only that
-// one touches the fields and the channel.
+// consumption reads one queue and its dead letters over one channel, in a single goroutine that runs run and then drain.
+// Only that one touches the fields and the channel.
 type consumption struct {
 	*subscription
 	session *session
@@ -48,8 +58,10 @@ type consumption struct {
 	late     *time.Timer // for acks that wait
 	lateSet  bool
 	giveBack *time.Timer // for the first of held
-	retry    *time.Timer // for sources without a consumer
-	waiting  *backoff
+
+	checked chan error // what came of a check
+	busy    bool       // something came since the last check
+	quiet   int        // checks in a row between which nothing came
 }
 
 // source is one of the two queues of a subscription.
@@ -100,8 +112,7 @@ func (s *subscription) consume(session *session) (*consumption, error) {
 		outcomes: make(chan outcome, s.config.Prefetch),
 		late:     stoppedTimer(),
 		giveBack: stoppedTimer(),
-		retry:    stoppedTimer(),
-		waiting:  newBackoff(s.config),
+		checked:  make(chan error, 1),
 	}
 	c.messages, c.abandon = context.WithCancelCause(s.values)
 	err = session.call(func() error { return ch.Qos(s.config.Prefetch, 0, false) })
@@ -124,11 +135,11 @@ func (c *consumption) start(from *source) error {
 	})
 }
 
-// run hands out deliveries and settles them. It returns nil when the subscription has ended and what was in flight
-// is settled, and an error when the channel is lost.
+// run hands out deliveries and settles them. It returns nil when the subscription has ended, and an error when the broker
+// delivers no more. What is in flight is left to drain.
 func (c *consumption) run() error {
-	rebind := time.NewTicker(c.config.RebindEvery)
-	defer rebind.Stop()
+	check := time.NewTimer(c.config.CheckEvery)
+	defer check.Stop()
 	for {
 		queue, letters := c.sources[0].deliveries, c.sources[1].deliveries
 		var out chan<- *message.Message
@@ -136,11 +147,12 @@ func (c *consumption) run() error {
 		if c.offered != nil {
 			queue, letters, out, offer = nil, nil, c.out, c.offered.msg
 		}
+		var err error
 		select {
 		case d, ok := <-queue:
-			c.receive(c.sources[0], d, ok)
+			err = c.receive(c.sources[0], d, ok)
 		case d, ok := <-letters:
-			c.receive(c.sources[1], d, ok)
+			err = c.receive(c.sources[1], d, ok)
 		case out <- offer:
 			c.handOut()
 		case o := <-c.outcomes:
@@ -149,44 +161,50 @@ func (c *consumption) run() error {
 			c.ackAll()
 		case <-c.giveBack.C:
 			c.returnHeld(time.Now())
-		case <-c.retry.C:
-			c.restart()
-		case <-rebind.C:
-			c.bindAgain()
+		case <-check.C:
+			go func() { c.checked <- c.topology.bindAgain(c.session, c.queue) }()
+		case err = <-c.checked:
+			check.Reset(c.config.CheckEvery)
+			if err == nil && c.isQuiet() {
+				err = errQuiet
+			}
 		case <-c.reading.Done():
-			return c.drain()
-		case err := <-c.closed:
-			return c.lost(err)
+			return nil
+		case closed := <-c.closed:
+			if closed == nil {
+				return c.session.reason(errors.New("the channel was closed"))
+			}
+			return readable(closed)
 		case <-c.session.dead:
-			return c.lost(nil)
+			return c.session.err
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
 
-// bindAgain makes sure that the queue gets its messages. A binding that somebody took away shows nowhere else: as long as
-// other queues are bound to the key, nothing comes back to the publishers. If the exchange is gone the channel ends with
-// an error, and the next one declares everything.
-func (c *consumption) bindAgain() {
-	for _, b := range c.topology.bindingsOf(c.queue) {
-		if err := c.topology.declareBinding(c.session, c.channel, b); err != nil {
-			c.logger.Warn("the queue cannot be bound again", "topic", b.topic, "error", err)
-			return
-		}
+// isQuiet reports whether nothing has come for quietChecks.
+func (c *consumption) isQuiet() bool {
+	c.quiet++
+	if c.busy || c.inFlight > 0 || c.offered != nil {
+		c.busy, c.quiet = false, 0
 	}
+	return c.quiet == quietChecks
 }
 
 // receive prepares a delivery for the reader.
-func (c *consumption) receive(from *source, d amqp.Delivery, ok bool) {
+func (c *consumption) receive(from *source, d amqp.Delivery, ok bool) error {
 	if !ok {
 		// The broker ended the consumer, for example because the queue was deleted, or the channel is closed, which
 		// run sees next. There is no message here: taking the zero Delivery for one is a classic of AMQP clients.
 		from.deliveries = nil
-		if !c.channel.IsClosed() {
-			c.logger.Warn("the broker ended the consumer, starting another", "source", from.name)
-			c.retry.Reset(c.waiting.delay())
+		if c.channel.IsClosed() {
+			return nil
 		}
-		return
+		return errEnded
 	}
+	c.busy = true
 	msg, err := Marshaler{}.Unmarshal(d)
 	if err != nil { // it never is; the signature is watermill-amqp's
 		msg = message.NewMessage(d.MessageId, d.Body)
@@ -200,6 +218,7 @@ func (c *consumption) receive(from *source, d amqp.Delivery, ok bool) {
 	}
 	msg.SetContext(ctx)
 	c.offered = &delivered{d.DeliveryTag, msg, end}
+	return nil
 }
 
 // handOut watches over the delivery that the reader has just taken.
@@ -298,27 +317,10 @@ func (c *consumption) requeue(tag uint64) {
 	c.ledger.settle(tag)
 }
 
-// restart starts new consumers where the broker ended them. What is in flight stays so: the channel is the same.
-func (c *consumption) restart() {
-	err := c.topology.declareForReading(c.session, c.queue)
-	for _, from := range c.sources {
-		if err == nil && from.deliveries == nil {
-			err = c.start(from)
-		}
-	}
-	if err != nil {
-		c.logger.Warn("the queue cannot be read, trying again", "error", c.session.reason(err))
-		c.retry.Reset(c.waiting.delay())
-		return
-	}
-	c.waiting.reset()
-	c.logger.Info("reading the queue again")
-}
-
-// drain stops the consumers and waits until what is in flight is settled, or the time is up.
-func (c *consumption) drain() error {
-	deadline := time.NewTimer(c.config.DrainTimeout)
-	defer deadline.Stop()
+// drain stops the consumers and waits until what is in flight is settled or the channel is lost; once the subscription has
+// ended, no longer than Config.DrainTimeout. Meanwhile another consumption may read the queue, over a channel of its own:
+// over the same one, the ack of a message whose queue was deleted could settle one of the queue that followed it.
+func (c *consumption) drain() {
 	for _, from := range c.sources {
 		c.stop(from)
 	}
@@ -327,26 +329,34 @@ func (c *consumption) drain() error {
 		c.requeue(c.offered.tag)
 		c.offered = nil
 	}
+	ending := c.reading.Done()
+	deadline := stoppedTimer()
+	defer deadline.Stop()
 	for {
 		// There is no hot loop to be afraid of any more.
 		c.returnHeld(time.Now().Add(c.config.NackDelay))
 		if c.inFlight == 0 {
 			c.close(nil)
-			return nil
+			return
 		}
 		select {
 		case o := <-c.outcomes:
 			c.note(o)
 		case <-c.late.C:
 			c.ackAll()
-		case err := <-c.closed:
-			return c.lost(err)
+		case <-c.closed:
+			c.end(errLost)
+			return
 		case <-c.session.dead:
-			return c.lost(nil)
+			c.end(errLost)
+			return
+		case <-ending:
+			ending = nil
+			deadline.Reset(c.config.DrainTimeout)
 		case <-deadline.C:
 			c.logger.Warn("messages were not settled in time and will be delivered again", "messages", c.inFlight)
 			c.close(errDrain)
-			return nil
+			return
 		}
 	}
 }
@@ -372,21 +382,13 @@ func (c *consumption) close(cause error) {
 	c.end(cause)
 }
 
-func (c *consumption) lost(err *amqp.Error) error {
-	c.end(errLost)
-	if err != nil {
-		return readable(err)
-	}
-	return c.session.reason(errors.New("the channel was closed"))
-}
-
 // end releases everything. The contexts of messages that are not settled end with cause.
 func (c *consumption) end(cause error) {
 	if c.offered != nil {
 		c.offered.end()
 	}
 	c.abandon(cause)
-	for _, timer := range []*time.Timer{c.late, c.giveBack, c.retry} {
+	for _, timer := range []*time.Timer{c.late, c.giveBack} {
 		timer.Stop()
 	}
 }

@@ -1,7 +1,10 @@
 package rabbitmq_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -193,6 +196,7 @@ type proxy struct {
 	target   string
 	listener net.Listener
 	swallow  atomic.Bool // lose what the broker sends
+	mute     atomic.Bool // lose what the broker says when it ends a consumer
 	stall    atomic.Bool // do not read what the client sends
 
 	mu    sync.Mutex
@@ -255,23 +259,53 @@ func (p *proxy) start(t *testing.T) {
 func (p *proxy) pipe(from, to net.Conn, fromBroker bool) {
 	defer from.Close()
 	defer to.Close()
-	buf := make([]byte, 64<<10)
+	next := frames(from)
+	if !fromBroker {
+		next = chunks(from)
+	}
 	for {
 		for !fromBroker && p.stall.Load() {
 			time.Sleep(time.Millisecond)
 		}
-		n, err := from.Read(buf)
+		sent, err := next()
 		if err != nil {
 			return
 		}
-		var w io.Writer = to
-		if fromBroker && p.swallow.Load() {
-			w = io.Discard
+		if fromBroker && (p.swallow.Load() || p.mute.Load() && isCancel(sent)) {
+			continue
 		}
-		if _, err := w.Write(buf[:n]); err != nil {
+		if _, err := to.Write(sent); err != nil {
 			return
 		}
 	}
+}
+
+// chunks returns a function that reads whatever is there.
+func chunks(from io.Reader) func() ([]byte, error) {
+	buf := make([]byte, 64<<10)
+	return func() ([]byte, error) {
+		n, err := from.Read(buf)
+		return buf[:n], err
+	}
+}
+
+// frames returns a function that reads one AMQP frame: its type, channel and size, as many bytes, and an end.
+func frames(from io.Reader) func() ([]byte, error) {
+	in := bufio.NewReaderSize(from, 64<<10)
+	return func() ([]byte, error) {
+		header, err := in.Peek(7)
+		if err != nil {
+			return nil, err
+		}
+		frame := make([]byte, 7+int(binary.BigEndian.Uint32(header[3:]))+1)
+		_, err = io.ReadFull(in, frame)
+		return frame, err
+	}
+}
+
+// isCancel reports whether the frame is the method basic.cancel: class 60, method 30.
+func isCancel(frame []byte) bool {
+	return frame[0] == 1 && bytes.HasPrefix(frame[7:], []byte{0, 60, 0, 30})
 }
 
 // cut closes all connections.

@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -87,8 +88,10 @@ type subscription struct {
 
 func (s *subscription) run() {
 	defer close(s.out)
+	var draining sync.WaitGroup
+	defer draining.Wait()
 	wait := newBackoff(s.config)
-	logged := ""
+	logged, again := "", false
 	for {
 		session, err := s.link.wait(s.reading)
 		if err != nil {
@@ -96,16 +99,22 @@ func (s *subscription) run() {
 		}
 		c, err := s.consume(session)
 		if err == nil {
+			if !again {
+				s.logger.Info("reading the queue")
+			}
 			logged = ""
-			s.logger.Info("reading the queue")
 			began := time.Now()
 			err = c.run()
+			draining.Go(c.drain)
 			if time.Since(began) > s.config.ReconnectMax {
 				wait.reset()
 			}
 		}
 		if s.reading.Err() != nil {
 			return
+		}
+		if again = errors.Is(err, errQuiet); again {
+			continue // nothing is known to be wrong
 		}
 		if err.Error() != logged && session.alive() { // a lost connection is told by its link
 			logged = err.Error()

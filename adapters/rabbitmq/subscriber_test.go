@@ -153,7 +153,7 @@ func TestMessageDeliveredTooOftenComesOnceMoreAsUndeliverable(t *testing.T) {
 func TestBindingThatSomebodyTookAwayIsMadeAgainAlthoughNothingComesBack(t *testing.T) {
 	t.Parallel()
 	url := testenv.AMQP(t)
-	b := openReady(t, url, rabbitmq.Config{RebindEvery: 20 * time.Millisecond})
+	b := openReady(t, url, rabbitmq.Config{CheckEvery: 20 * time.Millisecond})
 	bind(t, b, "topic", "q")
 	bind(t, b, "topic", "another")
 	msgs, _ := subscribe(t, b, "q")
@@ -207,6 +207,64 @@ func TestDeletedQueueGivesNoPhantomMessageAndIsReadAgain(t *testing.T) {
 	if got.UUID != "after" {
 		t.Errorf("got %q with %d bytes", got.UUID, len(got.Payload))
 	}
+}
+
+// RabbitMQ counts the messages of each quorum queue from nought, and knows a consumer by its channel and tag.
+func TestAckOfADeletedQueuesMessageIsNotTakenForOneOfTheQueueThatFollows(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	proxy, through := newProxy(t, url)
+	b := openReady(t, through, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	msgs, _ := subscribe(t, b, "q")
+	publish(t, b, "topic", ids(3)...)
+	var old []*message.Message
+	for range 3 {
+		old = append(old, receive(t, msgs))
+	}
+	if _, err := admin(t, url).QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	young := []string{"young-0", "young-1", "young-2"}
+	eventually(t, "the queue is back", func() bool { return b.Publish("topic", newMessage(young[0])) == nil })
+	publish(t, b, "topic", young[1:]...)
+	for range young {
+		receive(t, msgs)
+	}
+
+	for _, msg := range old {
+		msg.Ack()
+		<-msg.Context().Done()
+	}
+	// An ack may be some milliseconds late.
+	time.Sleep(200 * time.Millisecond)
+	proxy.cut()
+	receiveAcked(t, msgs, young...)
+}
+
+func TestReaderThatTheBrokerEndedWithoutAWordReadsAgain(t *testing.T) {
+	t.Parallel()
+	url := testenv.AMQP(t)
+	proxy, through := newProxy(t, url)
+	b := openReady(t, through, rabbitmq.Config{CheckEvery: 20 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	msgs, _ := subscribe(t, b, "q")
+	publish(t, b, "topic", "before")
+	inFlight := receive(t, msgs)
+
+	proxy.mute.Store(true)
+	ch := admin(t, url)
+	if _, err := ch.QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	other := openReady(t, url, rabbitmq.Config{})
+	bind(t, other, "topic", "q")
+	publish(t, other, "topic", "after")
+	if inFlight.Context().Err() != nil {
+		t.Error("the message in flight was disturbed")
+	}
+	inFlight.Ack()
+	receiveAcked(t, msgs, "after")
 }
 
 func TestStuckMessageDoesNotHoldBackAcks(t *testing.T) {

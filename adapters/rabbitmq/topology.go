@@ -130,6 +130,22 @@ func (t *topology) declareForReading(s *session, queue string) error {
 	return t.declare(s, []string{queue}, t.bindingsOf(queue))
 }
 
+// bindAgain makes sure that queue gets its messages. A binding that somebody took away shows nowhere else: as long as other
+// queues are bound to the key, nothing comes back to the publishers. It does so over a channel of its own, which the broker
+// closes if the queue or the exchange is gone.
+func (t *topology) bindAgain(s *session, queue string) error {
+	ch, err := openChannel(s)
+	if err != nil {
+		return err
+	}
+	for _, b := range t.bindingsOf(queue) {
+		if err := t.declareBinding(s, ch, b); err != nil {
+			return err
+		}
+	}
+	return s.call(ch.Close)
+}
+
 func (t *topology) bindingsOf(queue string) []binding {
 	return slices.DeleteFunc(t.remembered(), func(b binding) bool { return b.queue != queue })
 }
