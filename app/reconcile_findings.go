@@ -145,8 +145,11 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 		switch {
 		case s.verdict.class == "" && !s.moving:
 			p.resolve(c, s.orderID, "")
-		case s.moving || b.Events || a.Events || failures:
+		case s.moving || b.Events || a.Events:
 			p.leave(c, s, failures)
+		case failures:
+			p.leave(c, s, failures)
+			p.resolve(c, s.orderID, s.verdict.class) // it is another difference now, of which a person has a message
 		default:
 			if err := p.decide(ctx, c, s); err != nil {
 				return err

@@ -80,6 +80,37 @@ func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 	})
 }
 
+func TestFindingEndsWhenItsRepairShowsAlthoughWhatCameOfItWaitsForAPerson(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "simulated" })
+		long := time.Now().UTC().Add(-24 * time.Hour)
+		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
+		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+		id := s.paid(t, "delivered unpaid")
+		alter(t, s.order, "UPDATE order_info SET status = 'delivered', delivered_at = placed_at, points = 0 WHERE orderId = ?", id)
+		alter(t, s.dispatch, "UPDATE platoon SET state = 'delivered', delivered_at = placed_at WHERE orderId = ?", id)
+		alter(t, s.payment, "DELETE FROM payment WHERE orderId = ?", id)
+		alter(t, s.payment, "UPDATE simulated_charge SET charged_at = NULL WHERE orderId = ?", id)
+		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", id)
+		s.paid(t, "later")
+
+		require.Equal(t, map[string]int{app.MissingPayment: 1}, s.reconcile(t, `{"repair":true}`).Totals)
+		eventually(t, "the refusal is kept for a person, because the order is delivered", func() error {
+			if n := count(t, s.order, "SELECT COUNT(*) FROM failure WHERE order_id = ? AND state = 'open'", id); n != 1 {
+				return fmt.Errorf("%d failures", n)
+			}
+			return nil
+		})
+		eventually(t, "the payment is not missing any more", func() error {
+			r := s.reconcile(t, `{"repair":true}`)
+			if !r.Consistent || r.Failures != 1 {
+				return fmt.Errorf("%d failures, and found are %v", r.Failures, r.Findings)
+			}
+			return nil
+		})
+	})
+}
+
 func TestOrderThatIsPaidAndNotDispatchedIsDispatchedWhereOrdersWaitToBePaid(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.PaymentGateway, cfg.DispatchAfter = "simulated", "paid" })
