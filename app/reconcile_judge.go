@@ -20,7 +20,7 @@ const (
 	FieldMismatch      = "field_mismatch"       // name, time, courier or progress differ
 	AmountMismatch     = "amount_mismatch"      // amount or currency differ
 	CancelledButActive = "cancelled_but_active" // a courier is sent for a cancelled order
-	MissingPayment     = "missing_payment"      // the order is not charged
+	MissingPayment     = "missing_payment"      // the order is not charged, or its cancellation is not known
 	OrphanPayment      = "orphan_payment"       // the payment has no order
 	DoublePayment      = "double_payment"       // the order has two payments
 	PaymentMismatch    = "payment_mismatch"     // the payment has another amount, or an end that the order does not have
@@ -232,8 +232,8 @@ func judgePayment(orders, payments []Record) verdict {
 	}
 	cancelled, delivered := orders[0].State == order.Cancelled.String(), orders[0].State == order.Delivered.String()
 	if len(payments) == 0 {
-		if cancelled {
-			return consistent
+		if cancelled { // or a late announcement would have it charged
+			return verdict{MissingPayment, announceOrder, hears("payment", event.OrderCancelled{})}
 		}
 		return verdict{MissingPayment, announceOrder, hears("payment", event.OrderPlaced{})}
 	}

@@ -69,6 +69,7 @@ func TestOrderIsPaidUnlessItIsCancelled(t *testing.T) {
 	t.Parallel()
 	person := verdict{class: PaymentMismatch}
 	charge := verdict{MissingPayment, announceOrder, awaited{"payment", "order.placed"}}
+	void := verdict{MissingPayment, announceOrder, awaited{"payment", "order.cancelled"}}
 	refused := verdict{PaymentMismatch, announcePayment, awaited{"order", "payment.refused"}}
 	refund := verdict{PaymentMismatch, announceOrder, awaited{"payment", "order.cancelled"}}
 	for status, verdicts := range map[string][6]verdict{
@@ -76,7 +77,7 @@ func TestOrderIsPaidUnlessItIsCancelled(t *testing.T) {
 		"placed":     {charge, charge, consistent, refused, person, person},
 		"dispatched": {charge, charge, consistent, refused, person, person},
 		"delivered":  {charge, charge, consistent, person, person, person},
-		"cancelled":  {consistent, charge, refund, consistent, consistent, consistent},
+		"cancelled":  {void, charge, refund, consistent, consistent, consistent},
 	} {
 		for i, state := range []string{"", "charging", "succeeded", "refused", "refunded", "void"} {
 			var payments []Record
