@@ -353,6 +353,7 @@ func TestNoOperationTakesWhatIsWrong(t *testing.T) {
 		}
 		return nil
 	})
+	s.awaitSent(t, s.order, s.dispatch, s.payment, s.points)
 	before := contents(t, all...)
 	require.Greater(t, len(before), 30)
 

@@ -35,8 +35,8 @@ func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 		long := time.Now().UTC().Add(-24 * time.Hour)
 		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
 		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
-		unpaid, unawarded, unrefunded, unrevoked, unheard, lost := s.paid(t, "unpaid"), s.paid(t, "unawarded"), s.paid(t, "unrefunded"),
-			s.paid(t, "unrevoked"), s.paid(t, "unheard"), s.paid(t, "lost")
+		unpaid, unawarded, unrefunded, unrevoked, unheard, unknown, lost := s.paid(t, "unpaid"), s.paid(t, "unawarded"), s.paid(t, "unrefunded"),
+			s.paid(t, "unrevoked"), s.paid(t, "unheard"), s.paid(t, "unknown"), s.paid(t, "lost")
 		later := s.place(t, "later", 2850)
 		eventually(t, "all agree", func() error {
 			if n := count(t, s.points, "SELECT COUNT(*) FROM points_entry WHERE orderId = ?", later); n != 1 {
@@ -48,13 +48,15 @@ func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 
 		alter(t, s.payment, "DELETE FROM payment WHERE orderId = ?", unpaid)
 		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", unawarded)
-		for _, id := range []string{unrefunded, unrevoked} {
+		for _, id := range []string{unrefunded, unrevoked, unknown} {
 			alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", id)
 			alter(t, s.dispatch, "UPDATE platoon SET state = 'released', released_at = placed_at WHERE orderId = ?", id)
 		}
 		alter(t, s.payment, "UPDATE payment SET state = 'refunded', refunded_at = placed_at WHERE orderId = ?", unrevoked)
 		alter(t, s.payment, "UPDATE payment SET state = 'refused', reason = 'no money' WHERE orderId = ?", unheard)
 		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", unheard)
+		alter(t, s.payment, "DELETE FROM payment WHERE orderId = ?", unknown)
+		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", unknown)
 		alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", lost)
 		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", lost)
 		found := map[string]string{}
@@ -63,11 +65,11 @@ func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 		}
 		require.Equal(t, map[string]string{
 			unpaid: app.MissingPayment, unawarded: app.MissingPoints, unrefunded: app.PaymentMismatch, unrevoked: app.PointsMismatch,
-			unheard: app.PaymentMismatch, lost: app.OrphanPayment,
+			unheard: app.PaymentMismatch, unknown: app.MissingPayment, lost: app.OrphanPayment,
 		}, found)
 
 		s.awaitReconciled(t)
-		for id, state := range map[string]string{unpaid: "succeeded", unawarded: "succeeded", unrefunded: "refunded", unrevoked: "refunded", unheard: "refused", lost: "succeeded"} {
+		for id, state := range map[string]string{unpaid: "succeeded", unawarded: "succeeded", unrefunded: "refunded", unrevoked: "refunded", unheard: "refused", unknown: "void", lost: "succeeded"} {
 			require.Equal(t, 1, count(t, s.payment, "SELECT COUNT(*) FROM payment WHERE orderId = ? AND state = ?", id, state), "%s is %s", id, state)
 			points := 0
 			if state == "succeeded" {
@@ -115,7 +117,7 @@ func TestOrderThatIsPaidAndNotDispatchedIsDispatchedWhereOrdersWaitToBePaid(t *t
 	t.Parallel()
 	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.PaymentGateway, cfg.DispatchAfter = "simulated", "paid" })
 	id := s.paid(t, "x")
-	s.awaitDispatched(t, s.place(t, "later", 100))
+	s.later(t)
 	require.Empty(t, s.reconcile(t, `{}`).Findings)
 	alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
 	alter(t, s.order, "UPDATE order_info SET status = 'placed', courier_id = NULL, assigned_at = NULL WHERE orderId = ?", id)

@@ -102,6 +102,14 @@ func (s *system) old(t testing.TB, name string) string {
 	return id
 }
 
+// later has one more order dispatched: the services have then come past all that were placed before. What they said of those
+// is deleted from their outboxes a little later than it is heard, and counts as on its way until then.
+func (s *system) later(t testing.TB) {
+	t.Helper()
+	s.awaitDispatched(t, s.place(t, "later", 100))
+	s.awaitSent(t, s.order, s.dispatch)
+}
+
 func (s *system) age(t testing.TB, id string) {
 	t.Helper()
 	at := time.Now().UTC().Add(-time.Hour).Truncate(time.Microsecond)
@@ -154,7 +162,7 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 			}
 		}
 		// The dispatch service has come past all of them.
-		s.awaitDispatched(t, s.place(t, "later", 100))
+		s.later(t)
 		require.Empty(t, s.reconcile(t, `{}`).Findings)
 		for _, d := range drifts {
 			require.EqualValues(t, 1, alter(t, d.table(s), d.change, ids[d.name]), d.name)
@@ -423,7 +431,7 @@ func TestDifferenceThatIsYoungIsNone(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = time.Minute })
 	id := s.old(t, "x")
-	s.awaitDispatched(t, s.place(t, "later", 100))
+	s.later(t)
 	alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", id)
 	alter(t, s.dispatch, "UPDATE platoon SET assigned_at = ? WHERE orderId = ?", time.Now().UTC(), id)
 	r := s.reconcile(t, `{}`)
@@ -581,7 +589,7 @@ func TestRepairsKeepToTheirBudgetAndCanBeSwitchedOff(t *testing.T) {
 	for range 5 {
 		s.old(t, "x")
 	}
-	s.awaitDispatched(t, s.place(t, "later", 100))
+	s.later(t)
 	alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE name = 'x'")
 	eventually(t, "the background run finds them", func() error {
 		if r := s.lastReport(t).Report; r == nil || r.Totals[app.FieldMismatch] != 5 {
@@ -625,7 +633,7 @@ func TestExitCodeOfReconcileSaysWhetherTheServicesAgree(t *testing.T) {
 		require.Equal(t, 2, run(t, env, "reconcile").code, "nothing is there")
 		s := reconciled(t, st)
 		id, money := s.old(t, "x"), s.old(t, "y")
-		s.awaitDispatched(t, s.place(t, "later", 100))
+		s.later(t)
 
 		agree := run(t, env, "reconcile", "-o", "table")
 		require.Equal(t, 0, agree.code, "%s", agree)

@@ -420,6 +420,19 @@ func (s *system) awaitDispatched(t testing.TB, id string) httpapi.OrderBody {
 	return o
 }
 
+// awaitSent waits until the outboxes of these databases are empty.
+func (s *system) awaitSent(t testing.TB, databases ...string) {
+	t.Helper()
+	eventually(t, "everything is sent", func() error {
+		for _, url := range databases {
+			if n := count(t, url, "SELECT COUNT(*) FROM outbox"); n > 0 {
+				return fmt.Errorf("%d events are in an outbox", n)
+			}
+		}
+		return nil
+	})
+}
+
 func (s *system) addCourier(t testing.TB, id string, capacity int) {
 	t.Helper()
 	a := mustSend(t, http.MethodPost, s.dispatchAPI+"/v1/couriers", fmt.Sprintf(`{"courier_id":%q,"name":%q,"capacity":%d}`, id, id, capacity))
