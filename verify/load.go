@@ -371,6 +371,7 @@ func (l *load) addCouriers(ctx context.Context) error {
 // reconciled is what a run of the reconciliation says.
 type reconciled struct {
 	StartedAt  time.Time `json:"started_at"`
+	To         time.Time `json:"to"` // orders that were placed later were not compared
 	Consistent bool      `json:"consistent"`
 	InFlight   int       `json:"in_flight"`
 	Failures   int       `json:"waits_for_failures"` // of those in flight

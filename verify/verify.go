@@ -205,7 +205,7 @@ func (r *run) settle(ctx context.Context) error {
 	}
 	r.report.Rest = seconds(time.Since(healed))
 	r.show.Stage("reconciling")
-	return r.reconcile(ctx)
+	return r.reconcile(ctx, healed)
 }
 
 func (r *run) heal(ctx context.Context) error {
@@ -242,14 +242,15 @@ func (r *run) rest(ctx context.Context) error {
 	return nil
 }
 
-// reconcile has the services compared and, where messages were destroyed, repaired until they agree.
-func (r *run) reconcile(ctx context.Context) error {
+// reconcile has the services compared and, where messages were destroyed, repaired until they agree on all that was placed
+// before.
+func (r *run) reconcile(ctx context.Context, before time.Time) error {
 	for deadline := time.Now().Add(20*r.grace + time.Minute); time.Now().Before(deadline); {
 		report, err := r.load.reconcile(ctx, r.fleet.of("reconcile"))
 		if err != nil {
 			return err
 		}
-		if !r.hurt || report.Consistent && report.InFlight == report.Failures {
+		if !r.hurt || report.Consistent && report.InFlight == report.Failures && report.To.After(before) {
 			return nil
 		}
 		if err := r.rest(ctx); err != nil {
