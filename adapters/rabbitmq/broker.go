@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -274,8 +275,8 @@ func (b *Broker) redeclare() {
 }
 
 // keepTopology serves redeclare, at most once a second: what declaring does not cure, hurrying does not either. It does so
-// a little later: RabbitMQ 3.10 tells those who read a quorum queue that it was deleted 30 ms after it was, and never if it
-// exists again by then.
+// a little later, and not when other processes do: RabbitMQ 3.10 tells those who read a quorum queue that it was deleted
+// 30 ms after it was, and never if it exists again by then; and it can lose a queue that several declare at once.
 func (b *Broker) keepTopology() {
 	for {
 		select {
@@ -283,12 +284,12 @@ func (b *Broker) keepTopology() {
 		case <-b.stopped:
 			return
 		}
-		if !b.sleep(300 * time.Millisecond) {
+		if !b.sleep(300*time.Millisecond + rand.N(700*time.Millisecond)) {
 			return
 		}
 		b.logger.Info("declaring the broker's topology again")
 		b.declare(b.topology.declareAll)
-		if !b.sleep(700 * time.Millisecond) {
+		if !b.sleep(time.Second) {
 			return
 		}
 	}
