@@ -171,10 +171,7 @@ func (c *consumption) run() error {
 		case <-c.reading.Done():
 			return nil
 		case closed := <-c.closed:
-			if closed == nil {
-				return c.session.reason(errors.New("the channel was closed"))
-			}
-			return readable(closed)
+			return c.reason(closed)
 		case <-c.session.dead:
 			return c.session.err
 		}
@@ -182,6 +179,14 @@ func (c *consumption) run() error {
 			return err
 		}
 	}
+}
+
+// reason returns why the channel ended.
+func (c *consumption) reason(closed *amqp.Error) error {
+	if closed == nil {
+		return c.session.reason(errors.New("the channel was closed"))
+	}
+	return readable(closed)
 }
 
 // isQuiet reports whether nothing has come for quietChecks.
@@ -344,7 +349,8 @@ func (c *consumption) drain() {
 			c.note(o)
 		case <-c.late.C:
 			c.ackAll()
-		case <-c.closed:
+		case closed := <-c.closed:
+			c.logger.Debug("messages in flight will be delivered again", "messages", c.inFlight, "error", c.reason(closed))
 			c.end(errLost)
 			return
 		case <-c.session.dead:
