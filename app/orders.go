@@ -296,6 +296,9 @@ func placedBefore(ctx context.Context, tx OrderTx, o *order.Order, r *Request, r
 			"order %s exists with other content; choose another order_id", o.Snapshot().ID)
 	}
 	p := Placement{Order: stored.Snapshot(), Before: !ranBefore || stored.AsPlaced() != o.AsPlaced()}
+	if !p.Before {
+		p.Order = o.Snapshot() // whatever others have done to it since
+	}
 	if r == nil {
 		return p, nil
 	}

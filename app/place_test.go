@@ -319,6 +319,27 @@ func TestWhoseOrderIsNotKnownToBeStoredWithOthersIsToldSo(t *testing.T) {
 	}
 }
 
+func TestOrderThatWasStoredByALostCommitIsAnsweredAsItWasPlaced(t *testing.T) {
+	atTheCounter(t, func(t *testing.T, c *counter) {
+		g := c.wants("a", "")
+		lost := false
+		c.inTx = func(ctx context.Context, fn func(context.Context, app.OrderTx) error) error {
+			if err := c.Store.InTx(ctx, fn); err != nil || lost {
+				return err
+			}
+			lost = true
+			_, err := c.orders.Cancel(ctx, g.ID, "")
+			require.NoError(t, err)
+			return c.Store.InTx(ctx, fn) // as after a COMMIT without an answer
+		}
+		placed, err := c.orders.Place(g.ctx, g.PlaceOrder)
+		require.NoError(t, err)
+		require.False(t, placed.Before)
+		require.Equal(t, order.Placed, placed.Order.Status, "it was cancelled after it was placed")
+		require.Equal(t, []string{"cancelled"}, c.column("SELECT status FROM order_info"))
+	})
+}
+
 func codeOf(err error) string {
 	if known, ok := errors.AsType[*domain.Error](err); ok {
 		return known.Code
