@@ -284,24 +284,14 @@ func (b *Broker) keepTopology() {
 		case <-b.stopped:
 			return
 		}
-		if !b.sleep(300*time.Millisecond + rand.N(700*time.Millisecond)) {
+		if !sleep(b.stopped, 300*time.Millisecond+rand.N(700*time.Millisecond)) {
 			return
 		}
 		b.logger.Info("declaring the broker's topology again")
 		b.declare(b.topology.declareAll)
-		if !b.sleep(time.Second) {
+		if !sleep(b.stopped, time.Second) {
 			return
 		}
-	}
-}
-
-// sleep waits, and reports false if the broker is closed.
-func (b *Broker) sleep(d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-b.stopped:
-		return false
 	}
 }
 

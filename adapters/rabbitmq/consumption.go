@@ -390,9 +390,6 @@ func (c *consumption) close(cause error) {
 
 // end releases everything. The contexts of messages that are not settled end with cause.
 func (c *consumption) end(cause error) {
-	if c.offered != nil {
-		c.offered.end()
-	}
 	c.abandon(cause)
 	for _, timer := range []*time.Timer{c.late, c.giveBack} {
 		timer.Stop()

@@ -360,11 +360,16 @@ func (b *backoff) delay() time.Duration {
 	return rand.N(limit) + 1
 }
 
-func (b *backoff) sleep(ctx context.Context) {
-	timer := time.NewTimer(b.delay())
+func (b *backoff) sleep(ctx context.Context) { sleep(ctx.Done(), b.delay()) }
+
+// sleep waits, and reports false if done is closed before the time is over.
+func sleep(done <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-ctx.Done():
+		return true
+	case <-done:
+		return false
 	}
 }
