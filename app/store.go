@@ -85,7 +85,8 @@ type Answers interface {
 	Amend(ctx context.Context, key string, body []byte) error
 	// Used returns those of the keys that were used before.
 	Used(ctx context.Context, keys []string) ([]string, error)
-	// Get returns the answer stored under the key. NotFound if there is none.
+	// Get returns the answer stored under the key. NotFound if there is none. In a transaction it sees whatever Add was
+	// refused for.
 	Get(ctx context.Context, key string) (Answer, error)
 }
 

@@ -161,21 +161,35 @@ func (p *commitProxy) serve(client net.Conn) {
 	answering.Wait()
 }
 
-// ask passes packets on: three bytes of length, low byte first, one of sequence, and for COM_QUERY the byte 3 and the statement.
+// packetOf reads what a client of MySQL sends: three bytes of length, low byte first, one of sequence, and so many bytes.
+func packetOf(packets *bufio.Reader) ([]byte, error) {
+	head, err := packets.Peek(4)
+	if err != nil {
+		return nil, err
+	}
+	packet := make([]byte, 4+int(head[0])+int(head[1])<<8+int(head[2])<<16)
+	_, err = io.ReadFull(packets, packet)
+	return packet, err
+}
+
+// statementOf returns the statement that a COM_QUERY asks for: its packet has the sequence 0 and the byte 3 before it.
+func statementOf(packet []byte) (statement string, is bool) {
+	if len(packet) < 5 || packet[3] != 0 || packet[4] != 3 {
+		return "", false
+	}
+	return string(packet[5:]), true
+}
+
+// ask passes packets on.
 func (p *commitProxy) ask(client, server net.Conn, caught *atomic.Pointer[commitTrap]) {
 	packets := bufio.NewReader(client)
 	statements := ""
 	for {
-		head, err := packets.Peek(4)
+		packet, err := packetOf(packets)
 		if err != nil {
 			return
 		}
-		packet := make([]byte, 4+int(head[0])+int(head[1])<<8+int(head[2])<<16)
-		if _, err := io.ReadFull(packets, packet); err != nil {
-			return
-		}
-		if len(packet) > 4 && packet[3] == 0 && packet[4] == 3 {
-			statement := string(packet[5:])
+		if statement, is := statementOf(packet); is {
 			if statement == "START TRANSACTION" {
 				statements = ""
 			}

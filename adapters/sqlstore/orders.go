@@ -43,7 +43,7 @@ func (r orders) AddMany(ctx context.Context, many []*order.Order) error {
 }
 
 func (r orders) Get(ctx context.Context, id order.ID) (*order.Order, error) {
-	return r.get(ctx, id, "")
+	return r.get(ctx, id, current(r.q, r.db))
 }
 
 func (r orders) get(ctx context.Context, id order.ID, lock string) (*order.Order, error) {
@@ -196,7 +196,7 @@ func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
 	a := app.Answer{Key: key}
 	var fingerprint []byte
 	var id string
-	err := r.q.QueryRowContext(ctx, "SELECT fingerprint, orderId, body FROM idempotency_answer WHERE request_key = ?", []byte(key)).
+	err := r.q.QueryRowContext(ctx, "SELECT fingerprint, orderId, body FROM idempotency_answer WHERE request_key = ?"+current(r.q, r.db), []byte(key)).
 		Scan(&fingerprint, &id, &a.Body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return a, domain.Errorf(domain.NotFound, "idempotency_key_unknown", "the Idempotency-Key was not used before")

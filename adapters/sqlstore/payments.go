@@ -52,7 +52,7 @@ func (r payments) Add(ctx context.Context, p payment.Payment) error {
 const maxReason = 200
 
 func (r payments) Get(ctx context.Context, id order.ID) (payment.Payment, error) {
-	return r.get(ctx, id, "")
+	return r.get(ctx, id, current(r.q, r.db))
 }
 
 func (r payments) get(ctx context.Context, id order.ID, lock string) (payment.Payment, error) {
@@ -127,5 +127,5 @@ func (r ledger) Entries(ctx context.Context, id order.ID) ([]points.Entry, error
 		err := row.Scan(&kind, &e.Points, &e.PlacedAt, &e.At)
 		e.Kind, e.PlacedAt, e.At = points.RestoreKind(kind), e.PlacedAt.UTC(), e.At.UTC()
 		return e, err
-	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id", id.String())
+	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id"+current(r.q, r.db), id.String())
 }

@@ -191,6 +191,17 @@ func (s *Store[T]) View(ctx context.Context, fn func(ctx context.Context, tx T) 
 	return s.db.Error(fn(ctx, s.bind(s.db.Reader(), nil)))
 }
 
+// current is what makes a SELECT in a transaction see all that was committed before, and keeps that as it is; outside of
+// transactions it is nothing. InnoDB may refuse a key because of a row that a plain SELECT does not see yet: while a
+// transaction is being committed, whoever asks for its locks is told that it is over, and a view that is opened then
+// still leaves it out (MariaDB 10.11, trx_t::commit_in_memory). A SELECT that locks what it reads needs no view.
+func current(q querier, db *sqldb.DB) string {
+	if _, inTx := q.(*sql.Tx); inTx {
+		return db.ForShare
+	}
+	return ""
+}
+
 // reached says that each of the deliveries has come to this point of its handling.
 func reached(delivered []app.Delivery, phase string) {
 	for _, d := range delivered {
@@ -213,7 +224,7 @@ func recordDelivery(ctx context.Context, db *sqldb.DB, tx *sql.Tx, d app.Deliver
 		return err
 	}
 	var hash []byte
-	err = tx.QueryRowContext(ctx, "SELECT body_hash FROM inbox WHERE consumer = ? AND event_id = ?",
+	err = tx.QueryRowContext(ctx, "SELECT body_hash FROM inbox WHERE consumer = ? AND event_id = ?"+db.ForShare,
 		d.Consumer, d.EventID).Scan(&hash)
 	if err != nil {
 		return err

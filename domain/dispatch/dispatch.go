@@ -137,7 +137,8 @@ type Repository interface {
 	// AddMany stores dispatches of different orders, all or none. Conflict if one of the orders has a dispatch. Two
 	// transactions that do so at once do not wait for each other in a circle.
 	AddMany(ctx context.Context, all []Dispatch) error
-	// Get returns the dispatch of an order. NotFound if there is none.
+	// Get returns the dispatch of an order. NotFound if there is none. In a transaction it sees whatever Add was refused
+	// for, and nobody changes what it returned before the transaction ends.
 	Get(ctx context.Context, id order.ID) (Dispatch, error)
 	// Update locks the dispatch, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.

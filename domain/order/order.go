@@ -236,7 +236,8 @@ type Repository interface {
 	// AddMany stores up to some hundred new orders. Conflict if one of the ids is taken, or comes twice: then the
 	// transaction must not be committed.
 	AddMany(ctx context.Context, many []*Order) error
-	// Get returns the order. NotFound if there is none.
+	// Get returns the order. NotFound if there is none. In a transaction it sees whatever Add was refused for, and nobody
+	// changes what it returned before the transaction ends.
 	Get(ctx context.Context, id ID) (*Order, error)
 	// Update locks the order, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.

@@ -102,7 +102,8 @@ type Repository interface {
 	// AddMany stores payments of different orders, all or none. Conflict if one of the orders has a payment. Two
 	// transactions that do so at once do not wait for each other in a circle.
 	AddMany(ctx context.Context, all []Payment) error
-	// Get returns the payment of an order. NotFound if there is none.
+	// Get returns the payment of an order. NotFound if there is none. In a transaction it sees whatever Add was refused
+	// for, and nobody changes what it returned before the transaction ends.
 	Get(ctx context.Context, id order.ID) (Payment, error)
 	// Update locks the payment, lets change modify it, and saves it if change reports true. NotFound if there is
 	// none.

@@ -51,6 +51,6 @@ type Ledger interface {
 	Add(ctx context.Context, e Entry) error
 	// AddMany enters several, all or none. Conflict if one of the orders has an entry of this kind, or two are the same.
 	AddMany(ctx context.Context, all []Entry) error
-	// Entries returns what is entered for an order, the oldest first.
+	// Entries returns what is entered for an order, the oldest first. In a transaction it sees whatever Add was refused for.
 	Entries(ctx context.Context, id order.ID) ([]Entry, error)
 }
