@@ -5,6 +5,9 @@ GO ?= go
 # Runs a command with one MySQL or MariaDB and one RabbitMQ for all its tests; says where it found them.
 with_servers = $(GO) run ./tests/testenv/run --
 
+# Tests wait for servers more than they compute: twice as many at a time as there are processors.
+parallel = $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
 .DEFAULT_GOAL := help
@@ -24,10 +27,10 @@ down: ## stop them; their data stays
 	$(compose) down
 
 test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
-	$(with_servers) $(GO) test -count=1 -timeout 20m ./...
+	$(with_servers) $(GO) test -count=1 -timeout 20m -parallel $(parallel) ./...
 
 test-race: ## run all tests with the race detector; slower
-	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race ./...
+	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race -parallel $(parallel) ./...
 
 VERIFY_RUNS ?= 10
 VERIFY_ORDERS ?= 100000

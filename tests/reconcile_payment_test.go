@@ -29,12 +29,19 @@ func (s *system) paid(t testing.TB, name string) string {
 	return id
 }
 
+// payingSinceYesterday starts a system as reconciled does, whose payments and points cover the orders that paid makes.
+func payingSinceYesterday(t testing.TB, st stack) *system {
+	t.Helper()
+	s := reconciled(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "simulated" })
+	yesterday := time.Now().UTC().Add(-24 * time.Hour)
+	alter(t, s.payment, "UPDATE owner SET created_at = ?", yesterday)
+	alter(t, s.points, "UPDATE owner SET created_at = ?", yesterday)
+	return s
+}
+
 func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := reconciled(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "simulated" })
-		long := time.Now().UTC().Add(-24 * time.Hour)
-		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
-		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+		s := payingSinceYesterday(t, st)
 		unpaid, unawarded, unrefunded, unrevoked, unheard, unknown, lost := s.paid(t, "unpaid"), s.paid(t, "unawarded"), s.paid(t, "unrefunded"),
 			s.paid(t, "unrevoked"), s.paid(t, "unheard"), s.paid(t, "unknown"), s.paid(t, "lost")
 		later := s.place(t, "later", 2850)
@@ -84,10 +91,7 @@ func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 
 func TestFindingEndsWhenItsRepairShowsAlthoughWhatCameOfItWaitsForAPerson(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
-		s := reconciled(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "simulated" })
-		long := time.Now().UTC().Add(-24 * time.Hour)
-		alter(t, s.payment, "UPDATE owner SET created_at = ?", long)
-		alter(t, s.points, "UPDATE owner SET created_at = ?", long)
+		s := payingSinceYesterday(t, st)
 		id := s.paid(t, "delivered unpaid")
 		alter(t, s.order, "UPDATE order_info SET status = 'delivered', delivered_at = placed_at, points = 0 WHERE orderId = ?", id)
 		alter(t, s.dispatch, "UPDATE platoon SET state = 'delivered', delivered_at = placed_at WHERE orderId = ?", id)

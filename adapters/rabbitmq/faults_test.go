@@ -68,9 +68,7 @@ func TestTopologyIsDeclaredAgainOnReconnect(t *testing.T) {
 	b := openReady(t, through, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
 	bind(t, b, "topic", "q")
 	ch := admin(t, rawURL)
-	if _, err := ch.QueueDelete(onBroker(t, rawURL, "q"), false, false, false); err != nil {
-		t.Fatal(err)
-	}
+	deleteQueue(t, ch, onBroker(t, rawURL, "q"))
 
 	p.cut()
 	eventually(t, "the loss noticed", func() bool { return b.Check() != nil })
@@ -220,9 +218,7 @@ func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
 	msgs, _ := subscribe(t, b, "fine")
 	receiveAcked(t, msgs, "m")
 
-	if _, err := ch.QueueDelete(foreign, false, false, false); err != nil {
-		t.Fatal(err)
-	}
+	deleteQueue(t, ch, foreign)
 	waitReady(t, b)
 	publish(t, b, "topic", "n")
 	if n := ready(t, ch, foreign); n != 1 {

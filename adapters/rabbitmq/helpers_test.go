@@ -181,6 +181,14 @@ func admin(t *testing.T, rawURL string) *amqp.Channel {
 	return ch
 }
 
+// deleteQueue deletes a queue of that name, with what is in it.
+func deleteQueue(t *testing.T, ch *amqp.Channel, name string) {
+	t.Helper()
+	if _, err := ch.QueueDelete(name, false, false, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // ready returns how many messages of a queue wait for a consumer.
 func ready(t *testing.T, ch *amqp.Channel, queue string) int {
 	t.Helper()

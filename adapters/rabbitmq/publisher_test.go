@@ -212,9 +212,7 @@ func TestDeletedQueueIsDeclaredAgainAfterAReturn(t *testing.T) {
 	url := testenv.AMQP(t)
 	b := openReady(t, url, rabbitmq.Config{})
 	bind(t, b, "topic", "q")
-	if _, err := admin(t, url).QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
-		t.Fatal(err)
-	}
+	deleteQueue(t, admin(t, url), onBroker(t, url, "q"))
 
 	wantError(t, b.Publish("topic", newMessage("m")), rabbitmq.ErrUnroutable)
 
@@ -265,9 +263,7 @@ func TestTopicThatIsRefusedForLongIsTriedOnAnotherConnection(t *testing.T) {
 		return strings.Contains(fmt.Sprint(b.Check()), "trying another connection")
 	})
 
-	if _, err := ch.QueueDelete(full, false, false, false); err != nil {
-		t.Fatal(err)
-	}
+	deleteQueue(t, ch, full)
 	bind(t, b, "topic", "q")
 	eventually(t, "publishing", func() bool { return b.Publish("topic", newMessage(newID())) == nil })
 }

@@ -185,9 +185,7 @@ func TestDeletedQueueGivesNoPhantomMessageAndIsReadAgain(t *testing.T) {
 
 	ch := admin(t, url)
 	for range 3 {
-		if _, err := ch.QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
-			t.Fatal(err)
-		}
+		deleteQueue(t, ch, onBroker(t, url, "q"))
 		eventually(t, "the queue is back and read", func() bool {
 			q, err := ch.QueueDeclarePassive(onBroker(t, url, "q"), true, false, false, false, nil)
 			if err != nil {
@@ -222,9 +220,7 @@ func TestAckOfADeletedQueuesMessageIsNotTakenForOneOfTheQueueThatFollows(t *test
 	for range 3 {
 		old = append(old, receive(t, msgs))
 	}
-	if _, err := admin(t, url).QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
-		t.Fatal(err)
-	}
+	deleteQueue(t, admin(t, url), onBroker(t, url, "q"))
 	young := []string{"young-0", "young-1", "young-2"}
 	eventually(t, "the queue is back", func() bool { return b.Publish("topic", newMessage(young[0])) == nil })
 	publish(t, b, "topic", young[1:]...)
@@ -254,9 +250,7 @@ func TestReaderThatTheBrokerEndedWithoutAWordReadsAgain(t *testing.T) {
 
 	proxy.mute.Store(true)
 	ch := admin(t, url)
-	if _, err := ch.QueueDelete(onBroker(t, url, "q"), false, false, false); err != nil {
-		t.Fatal(err)
-	}
+	deleteQueue(t, ch, onBroker(t, url, "q"))
 	other := openReady(t, url, rabbitmq.Config{})
 	bind(t, other, "topic", "q")
 	publish(t, other, "topic", "after")
