@@ -327,8 +327,19 @@ func TestWhatAForeignClientSetsBesideTheBodyHasNoEffect(t *testing.T) {
 		"text": "a\x00b\xff\u202e", "empty": "", "bytes": []byte{0, 255}, "list": []any{int32(1), []any{amqp.Table{"x": nil}}, "y"}, "table": amqp.Table{"a": amqp.Table{"b": []any{}}},
 		"time": time.Unix(-1<<40, 0), "void": nil, "": "no name", "\xff\xfe": "not UTF-8", strings.Repeat("k", 255): "long", "large": strings.Repeat("v", 60_000),
 	}
+	var deep any
+	for range 100 {
+		deep = amqp.Table{"in": []any{deep}}
+	}
+	many := amqp.Table{}
+	for i := range 9000 {
+		many[fmt.Sprint(i)] = nil
+	}
 	cases := map[string]amqp.Publishing{
 		"headers of every type":      {Headers: every},
+		"headers 200 deep":           {Headers: amqp.Table{"deep": deep}},
+		"9,000 headers":              {Headers: many},
+		"a list of 9,000":            {Headers: amqp.Table{"list": make([]any, 9000)}},
 		"the broker's own records":   {Headers: amqp.Table{"x-death": []any{amqp.Table{"reason": "delivery_limit", "count": int64(99)}}, "x-delivery-count": int64(1000), "x-acquired-count": int64(-1)}},
 		"our own mark":               {Headers: amqp.Table{"takeout-undeliverable": "the broker gave it up", "amqp-redelivered": "true"}},
 		"a count of attempts":        {Headers: amqp.Table{"x-attempt": int64(-1), "attempts": int64(1e9), "x-retry": "NaN", "tier": int32(99), "failure_id": int64(1)}},

@@ -3,7 +3,8 @@
 //
 // One Broker has two connections, because a broker that pushes back on publishing would otherwise also keep the
 // acks from arriving. link.go keeps a connection alive, topology.go declares what must exist, publisher.go and
-// pipeline.go publish, subscriber.go and consumption.go consume, and ledger.go decides which acks to send.
+// pipeline.go publish, subscriber.go and consumption.go consume, and ledger.go decides which acks to send. gather.go and
+// incoming.go stand between amqp091 and the socket.
 package rabbitmq
 
 import (

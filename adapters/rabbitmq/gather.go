@@ -24,7 +24,7 @@ const (
 // reading would stop every publisher for ever (rabbitmq/amqp091-go#111, #288).
 type gatheringConn struct {
 	net.Conn
-	in      *bufio.Reader
+	in      incoming
 	timeout time.Duration
 	failed  func(error) // told once of a write that failed, with no lock held
 
@@ -35,7 +35,7 @@ type gatheringConn struct {
 }
 
 func newGatheringConn(conn net.Conn, timeout time.Duration, failed func(error)) *gatheringConn {
-	c := &gatheringConn{Conn: conn, in: bufio.NewReaderSize(conn, readBuffer), timeout: timeout, failed: failed}
+	c := &gatheringConn{Conn: conn, in: incoming{from: bufio.NewReaderSize(conn, readBuffer)}, timeout: timeout, failed: failed}
 	c.changed.L = &c.mu
 	go c.write()
 	return c

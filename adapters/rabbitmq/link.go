@@ -205,6 +205,7 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 		timeout = time.Duration(a.uri.ConnectionTimeout) * time.Millisecond
 	}
 	stopWatching := func() bool { return true }
+	var gathering *gatheringConn
 	conn, err := amqp.DialConfig(a.url, amqp.Config{
 		Heartbeat:  cfg.Heartbeat,
 		Properties: properties,
@@ -216,7 +217,8 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 			}
 			// The handshake has no context: without this, closing would wait for a silent server.
 			stopWatching = context.AfterFunc(ctx, func() { raw.Close() })
-			s.raw = newGatheringConn(raw, min(writeTimeout, cfg.ConfirmTimeout), s.fail)
+			gathering = newGatheringConn(raw, min(writeTimeout, cfg.ConfirmTimeout), s.fail)
+			s.raw = gathering
 			return s.raw, raw.SetDeadline(time.Now().Add(timeout))
 		},
 	})
@@ -229,6 +231,7 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 		}
 		return nil, readable(err)
 	}
+	gathering.in.limit.Store(int64(conn.Config.FrameSize))
 	s.conn = conn
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 16))

@@ -2,7 +2,9 @@ package rabbitmq_test
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +60,57 @@ func TestForeignMessageArrivesWithItsHeadersAsText(t *testing.T) {
 	}
 	if len(got.Metadata) != len(want) || got.UUID != "" || string(got.Payload) != "hello" {
 		t.Errorf("got %q %q %v", got.UUID, got.Payload, got.Metadata)
+	}
+}
+
+// amqp091 ends the connection over each of these, and with it everything that is read: for ever, because the message stays.
+func TestMessageWhoseHeadersCannotBeReadComesWithWhatItHasInThem(t *testing.T) {
+	t.Parallel()
+	var deep any = "bottom"
+	for range 100 {
+		deep = amqp.Table{"in": deep}
+	}
+	many := amqp.Table{}
+	for i := range 9000 {
+		many[fmt.Sprint("n", i)] = nil
+	}
+	for name, test := range map[string]struct {
+		headers amqp.Table
+		kept    string // the header that has the bytes of what cannot be read
+		holds   string
+	}{
+		"nested 100 deep":        {amqp.Table{"deep": deep, "list": []any{deep}, "plain": "x"}, "deep", "bottom"},
+		"a list of 9,000":        {amqp.Table{"list": make([]any, 9000), "plain": "x"}, "list", strings.Repeat("V", 9000)},
+		"9,000 headers":          {many, "amqp-headers", "n8999"},
+		"all that a frame holds": {amqp.Table{"large": strings.Repeat("v", 131_072-8-14-len("\x05large")-1-4-4)}, "amqp-headers", strings.Repeat("v", 131_000-1000)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testenv.AMQP(t)
+			b := openReady(t, url, rabbitmq.Config{NackDelay: time.Millisecond})
+			bind(t, b, "topic", "q")
+			err := admin(t, url).PublishWithContext(t.Context(), onBroker(t, url, ""), "topic", true, false, amqp.Publishing{Headers: test.headers, Body: []byte("hello")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			msgs, _ := subscribe(t, b, "q")
+
+			receive(t, msgs).Nack() // RabbitMQ adds a header to what it delivers again
+			got := receive(t, msgs)
+			got.Ack()
+			if string(got.Payload) != "hello" || test.headers["plain"] != nil && got.Metadata["plain"] != "x" {
+				t.Errorf("%q, and plain is %q", got.Payload, got.Metadata["plain"])
+			}
+			kept := got.Metadata[test.kept]
+			if bytes, err := base64.StdEncoding.DecodeString(kept); err == nil {
+				kept += string(bytes)
+			}
+			if !strings.Contains(kept, test.holds) {
+				t.Errorf("%s is without what was sent: %.100q", test.kept, kept)
+			}
+			publish(t, b, "topic", "next")
+			receiveAcked(t, msgs, "next")
+		})
 	}
 }
 
