@@ -14,6 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlstore"
+	"takeout/app"
+	"takeout/domain/order"
 	"takeout/service"
 	"takeout/tests/testenv"
 	sqlproxy "takeout/verify/proxy"
@@ -168,6 +171,37 @@ func occupy(t testing.TB, rawURL, crowd string) (release func()) {
 		}
 		_ = other.Close()
 	}
+}
+
+func TestWhatAServerIsSetToForOthersDoesNotApplyToUs(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartMySQL(t)
+	url := server.URL("orders")
+	do := admin(t, url)
+	for setting, value := range map[string]string{"autocommit": "0", "unique_checks": "0", "sql_safe_updates": "1", "sql_select_limit": "1", "sql_mode": "''"} {
+		do("SET GLOBAL " + setting + " = " + value)
+	}
+	s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer s.Close()
+	_, err = s.Migrate(t.Context())
+	require.NoError(t, err)
+	storeOrder(t, s, "o1")
+	storeOrder(t, s, "o2")
+	require.NoError(t, s.View(t.Context(), func(ctx context.Context, tx app.OrderTx) error {
+		both, err := tx.Orders.GetMany(ctx, []order.ID{orderID(t, "o1"), orderID(t, "o2")})
+		require.Len(t, both, 2, "no row is left out")
+		return err
+	}))
+	leased, err := sqlstore.NewFindings(s.DB()).Lease(t.Context(), "one", time.Hour)
+	require.NoError(t, err)
+	require.True(t, leased)
+	other, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer other.Close()
+	leased, err = sqlstore.NewFindings(other.DB()).Lease(t.Context(), "another", time.Hour)
+	require.NoError(t, err, "what is done without a transaction is committed")
+	require.False(t, leased)
 }
 
 func TestChangeThatWaitedForALockTooLongIsMadeAsAWholeOrNotAtAll(t *testing.T) {

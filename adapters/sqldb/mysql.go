@@ -63,8 +63,12 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 	cfg.Params = map[string]string{
 		"time_zone":                "'+00:00'",
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO'",
-		"innodb_lock_wait_timeout": "2", // seconds; a request has 5
-		"lock_wait_timeout":        "5", // seconds; everybody has to wait behind a migration that waits for a table
+		"autocommit":               "1",
+		"unique_checks":            "1",
+		"sql_safe_updates":         "0",
+		"sql_select_limit":         "18446744073709551615", // none
+		"innodb_lock_wait_timeout": "2",                    // seconds; a request has 5
+		"lock_wait_timeout":        "5",                    // seconds; everybody has to wait behind a migration that waits for a table
 		"wait_timeout":             strconv.Itoa(int(silence.Seconds())),
 	}
 	connector, err := mysql.NewConnector(cfg)
