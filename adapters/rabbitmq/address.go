@@ -1,14 +1,20 @@
 package rabbitmq
 
 import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -18,7 +24,7 @@ const defaultNamespace = "takeout"
 
 // address is where the broker is, and what of it is ours.
 type address struct {
-	url       string // for amqp091: without our own parameters, with the password
+	url       string // for amqp091: without our own parameters, with the password, and without TLS, which is ours
 	uri       amqp.URI
 	namespace string
 }
@@ -41,6 +47,34 @@ var (
 // knownParameters is what amqp091 reads. It ignores all others, so that a misspelt one would have no effect.
 var knownParameters = []string{"certfile", "keyfile", "cacertfile", "server_name_indication", "auth_mechanism",
 	"heartbeat", "connection_timeout", "channel_max"}
+
+// secure returns conn with TLS on it if the URL says amqps, and with the deadline, which amqp091 takes away when it has agreed
+// with the broker. It reads the files that the URL names each time.
+func (a address) secure(conn net.Conn, deadline time.Time) (net.Conn, error) {
+	if err := conn.SetDeadline(deadline); err != nil || a.uri.Scheme != "amqps" {
+		return conn, err
+	}
+	cfg := &tls.Config{ServerName: cmp.Or(a.uri.ServerName, a.uri.Host), MinVersion: tls.VersionTLS12}
+	if file := a.uri.CACertFile; file != "" {
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("broker URL: cacertfile: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("broker URL: cacertfile: %s has no certificate in PEM form", file)
+		}
+	}
+	if a.uri.CertFile != "" && a.uri.KeyFile != "" {
+		own, err := tls.LoadX509KeyPair(a.uri.CertFile, a.uri.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("broker URL: certfile and keyfile: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{own}
+	}
+	client := tls.Client(conn, cfg)
+	return client, client.Handshake()
+}
 
 // CheckURL returns what is wrong with a broker's URL, nil if nothing is. It does not connect, and repeats no password.
 func CheckURL(rawURL string) error {
@@ -103,5 +137,6 @@ func parseAddress(rawURL string) (address, error) {
 	if uri.Port > math.MaxUint16 {
 		return address{}, errors.New("broker URL: the port must be from 1 to 65535")
 	}
+	u.Scheme, u.Host = "amqp", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
 	return address{u.String(), uri, namespace}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -203,6 +204,7 @@ func ready(t *testing.T, ch *amqp.Channel, queue string) int {
 type proxy struct {
 	target   string
 	listener net.Listener
+	secure   *tls.Config // if clients must speak TLS
 	swallow  atomic.Bool // lose what the broker sends
 	mute     atomic.Bool // lose what the broker says when it ends a consumer
 	stall    atomic.Bool // do not read what the client sends
@@ -244,6 +246,9 @@ func (p *proxy) start(t *testing.T) {
 	}
 	p.listener = listener
 	t.Cleanup(func() { listener.Close(); p.cut() })
+	if p.secure != nil {
+		listener = tls.NewListener(listener, p.secure)
+	}
 	go func() {
 		for {
 			client, err := listener.Accept()

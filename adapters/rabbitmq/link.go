@@ -182,7 +182,7 @@ func (l *link) changedBlocked(reason string, blocked bool) {
 // session is one connection, from its handshake to its end.
 type session struct {
 	conn *amqp.Connection
-	raw  net.Conn
+	raw  *gatheringConn
 	pipe *pipeline // on the connection that publishes
 
 	dead chan struct{} // closed when the session has ended, after which err is set
@@ -205,7 +205,6 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 		timeout = time.Duration(a.uri.ConnectionTimeout) * time.Millisecond
 	}
 	stopWatching := func() bool { return true }
-	var gathering *gatheringConn
 	conn, err := amqp.DialConfig(a.url, amqp.Config{
 		Heartbeat:  cfg.Heartbeat,
 		Properties: properties,
@@ -215,11 +214,15 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 			if err != nil {
 				return nil, err
 			}
-			// The handshake has no context: without this, closing would wait for a silent server.
+			// The handshakes have no context: without this, closing would wait for a silent server.
 			stopWatching = context.AfterFunc(ctx, func() { raw.Close() })
-			gathering = newGatheringConn(raw, min(writeTimeout, cfg.ConfirmTimeout), s.fail)
-			s.raw = gathering
-			return s.raw, raw.SetDeadline(time.Now().Add(timeout))
+			conn, err := a.secure(raw, time.Now().Add(timeout))
+			if err != nil {
+				raw.Close()
+				return nil, err
+			}
+			s.raw = newGatheringConn(conn, min(writeTimeout, cfg.ConfirmTimeout), s.fail)
+			return s.raw, nil
 		},
 	})
 	if !stopWatching() && err == nil {
@@ -231,7 +234,7 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 		}
 		return nil, readable(err)
 	}
-	gathering.in.limit.Store(int64(conn.Config.FrameSize))
+	s.raw.in.limit.Store(int64(conn.Config.FrameSize))
 	s.conn = conn
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 16))
