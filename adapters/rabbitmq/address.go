@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -50,7 +51,7 @@ var knownParameters = []string{"certfile", "keyfile", "cacertfile", "server_name
 
 // secure returns conn with TLS on it if the URL says amqps, and with the deadline, which amqp091 takes away when it has agreed
 // with the broker. It reads the files that the URL names each time.
-func (a address) secure(conn net.Conn, deadline time.Time) (net.Conn, error) {
+func (a address) secure(ctx context.Context, conn net.Conn, deadline time.Time) (net.Conn, error) {
 	if err := conn.SetDeadline(deadline); err != nil || a.uri.Scheme != "amqps" {
 		return conn, err
 	}
@@ -73,7 +74,7 @@ func (a address) secure(conn net.Conn, deadline time.Time) (net.Conn, error) {
 		cfg.Certificates = []tls.Certificate{own}
 	}
 	client := tls.Client(conn, cfg)
-	return client, client.Handshake()
+	return client, client.HandshakeContext(ctx)
 }
 
 // CheckURL returns what is wrong with a broker's URL, nil if nothing is. It does not connect, and repeats no password.
@@ -127,6 +128,10 @@ func parseAddress(rawURL string) (address, error) {
 		if !slices.Contains([]string{"PLAIN", "AMQPLAIN", "EXTERNAL"}, strings.ToUpper(mechanism)) {
 			return address{}, errors.New("broker URL: auth_mechanism must be plain, amqplain or external")
 		}
+	}
+
+	if query.Has("certfile") != query.Has("keyfile") {
+		return address{}, errors.New("broker URL: certfile and keyfile belong together")
 	}
 
 	u.RawQuery = query.Encode()

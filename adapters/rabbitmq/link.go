@@ -216,7 +216,7 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 			}
 			// The handshakes have no context: without this, closing would wait for a silent server.
 			stopWatching = context.AfterFunc(ctx, func() { raw.Close() })
-			conn, err := a.secure(raw, time.Now().Add(timeout))
+			conn, err := a.secure(ctx, raw, time.Now().Add(timeout))
 			if err != nil {
 				raw.Close()
 				return nil, err
@@ -230,7 +230,7 @@ func dial(ctx context.Context, a address, cfg Config, use string, changed func(s
 	}
 	if err != nil {
 		if s.raw != nil {
-			s.raw.Close()
+			_ = s.raw.Close()
 		}
 		return nil, readable(err)
 	}
@@ -304,7 +304,7 @@ func (s *session) fail(reason error) {
 	s.once.Do(func() {
 		s.err = readable(reason)
 		close(s.dead)
-		s.raw.Close()
+		_ = s.raw.Close()
 	})
 }
 
@@ -333,7 +333,7 @@ func (s *session) alive() bool { return s.reason(nil) == nil }
 // close says goodbye to the broker if it answers soon, and ends the session.
 func (s *session) close() {
 	// A blocked broker reads nothing, and a half-open connection answers nothing.
-	bye := time.AfterFunc(byeTimeout, func() { s.raw.Close() })
+	bye := time.AfterFunc(byeTimeout, func() { _ = s.raw.Close() })
 	defer bye.Stop()
 	_ = s.conn.Close()
 	s.fail(ErrClosed)
