@@ -2,6 +2,7 @@ package rabbitmq
 
 import (
 	"bufio"
+	"crypto/tls"
 	"net"
 	"runtime"
 	"sync"
@@ -61,9 +62,12 @@ func (c *gatheringConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Close implements net.Conn. What is not written yet is not written.
+// Close implements net.Conn. It waits for nothing: what is not written yet is not written, nor the end of TLS.
 func (c *gatheringConn) Close() error {
 	c.stop(net.ErrClosed)
+	if secured, ok := c.Conn.(*tls.Conn); ok {
+		return secured.NetConn().Close()
+	}
 	return c.Conn.Close()
 }
 
