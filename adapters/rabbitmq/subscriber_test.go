@@ -306,7 +306,8 @@ func TestReaderThatTheBrokerEndedWithoutAWordReadsAgain(t *testing.T) {
 	deleteQueue(t, ch, onBroker(t, url, "q"))
 	other := openReady(t, url, rabbitmq.Config{})
 	bind(t, other, "topic", "q")
-	publish(t, other, "topic", "after")
+	// The reader may declare the queue at the same time, and RabbitMQ refuse what comes meanwhile.
+	eventually(t, "publishing", func() bool { return other.Publish("topic", newMessage("after")) == nil })
 	if inFlight.Context().Err() != nil {
 		t.Error("the message in flight was disturbed")
 	}
