@@ -24,34 +24,20 @@ import (
 // staleViews stands between the program and MySQL, and has each transaction see what was committed before it began: only
 // statements that lock what they read see more.
 type staleViews struct {
-	url string
-
 	mu        sync.Mutex
 	meanwhile func()
 }
 
-// inStaleViews returns a way to the database where views are stale.
-func inStaleViews(t testing.TB, rawURL string) *staleViews {
+// inStaleViews returns a service's store in a database of its own where views are stale.
+func inStaleViews[T any](t testing.TB, open func(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[T], error)) (*sqlstore.Store[T], *staleViews) {
 	t.Helper()
-	u, listener := parse(t, rawURL), listen(t)
-	target := u.Host
-	u.Host = listener.Addr().String()
-	v := &staleViews{url: u.String()}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() { v.serve(client, target) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = listener.Close()
-		serving.Wait() // the test has closed what it opened on the URL
-	})
-	return v
+	v := &staleViews{}
+	store, err := open(inBetween(t, testenv.MySQL(t), v.serve, func() {}), nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() }) // which ends those who are served
+	_, err = store.Migrate(context.Background())
+	require.NoError(t, err)
+	return store, v
 }
 
 // once has f run when the next transaction has begun, and before it does anything.
@@ -112,18 +98,10 @@ func (v *staleViews) serve(client net.Conn, target string) {
 // trx_t::commit_in_memory). A view that is older makes this moment last.
 func TestWhoIsToldThatAKeyIsTakenFindsByWhat(t *testing.T) {
 	t.Parallel()
-	ctx, quiet := context.Background(), slog.New(slog.DiscardHandler)
-	migrated := func(migrate func(context.Context) ([]string, error), err error) {
-		require.NoError(t, err)
-		_, err = migrate(ctx)
-		require.NoError(t, err)
-	}
+	ctx := context.Background()
 
 	t.Run("order", func(t *testing.T) {
-		stale := inStaleViews(t, testenv.MySQL(t))
-		store, err := sqlstore.OpenOrders(stale.url, nil, quiet)
-		migrated(store.Migrate, err)
-		defer store.Close()
+		store, stale := inStaleViews(t, sqlstore.OpenOrders)
 		orders := app.NewOrders(store)
 		place := func(key, id, name string) (app.Placement, error) {
 			money, err := domain.NewMoney(2850, "CNY")
@@ -150,15 +128,12 @@ func TestWhoIsToldThatAKeyIsTakenFindsByWhat(t *testing.T) {
 			_, err := place("", "o2", "Mapo tofu")
 			require.NoError(t, err)
 		})
-		_, err = place("", "o2", "something else")
+		_, err := place("", "o2", "something else")
 		require.Equal(t, domain.Conflict, domain.KindOf(err), "%v", err)
 	})
 
 	t.Run("delivery", func(t *testing.T) {
-		stale := inStaleViews(t, testenv.MySQL(t))
-		store, err := sqlstore.OpenOrders(stale.url, nil, quiet)
-		migrated(store.Migrate, err)
-		defer store.Close()
+		store, stale := inStaleViews(t, sqlstore.OpenOrders)
 		handle := func(body string) error {
 			return store.InTx(app.WithDelivery(ctx, delivery("evt_1", body)), func(context.Context, app.OrderTx) error { return nil })
 		}
@@ -167,10 +142,7 @@ func TestWhoIsToldThatAKeyIsTakenFindsByWhat(t *testing.T) {
 	})
 
 	t.Run("dispatch", func(t *testing.T) {
-		stale := inStaleViews(t, testenv.MySQL(t))
-		store, err := sqlstore.OpenDispatches(stale.url, nil, quiet)
-		migrated(store.Migrate, err)
-		defer store.Close()
+		store, stale := inStaleViews(t, sqlstore.OpenDispatches)
 		dispatches := app.NewDispatches(store, app.DispatchPolicy{})
 		placed := facts("o1", order.Placed, 1)
 		stale.once(func() { require.NoError(t, dispatches.Assign(ctx, placed)) })
@@ -178,10 +150,9 @@ func TestWhoIsToldThatAKeyIsTakenFindsByWhat(t *testing.T) {
 	})
 
 	t.Run("payment", func(t *testing.T) {
-		stale := inStaleViews(t, testenv.MySQL(t))
-		store, err := sqlstore.OpenPayments(stale.url, nil, quiet)
-		migrated(store.Migrate, err)
-		defer store.Close()
+		store, stale := inStaleViews(t, func(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[app.PaymentTx], error) {
+			return sqlstore.OpenPayments(url, keys, logger)
+		})
 		fine := func(string) error { return nil }
 		payments := app.NewPayments(store, &faltering{before: fine, after: fine, held: map[string]bool{}})
 		placed := event.OrderPlaced{Order: facts("o1", order.Placed, 1)}
@@ -190,10 +161,7 @@ func TestWhoIsToldThatAKeyIsTakenFindsByWhat(t *testing.T) {
 	})
 
 	t.Run("points", func(t *testing.T) {
-		stale := inStaleViews(t, testenv.MySQL(t))
-		store, err := sqlstore.OpenPoints(stale.url, nil, quiet)
-		migrated(store.Migrate, err)
-		defer store.Close()
+		store, stale := inStaleViews(t, sqlstore.OpenPoints)
 		service, paid := app.NewPoints(store), facts("o1", order.Placed, 1)
 		stale.once(func() { require.NoError(t, service.Award(ctx, event.PaymentSucceeded{Order: paid})) })
 		require.NoError(t, service.Revoke(ctx, event.PaymentRefunded{Order: paid}))

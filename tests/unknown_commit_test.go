@@ -40,9 +40,6 @@ type commitTrap struct {
 
 // commitProxy stands between the program and MySQL, and knows a COMMIT when it sees one.
 type commitProxy struct {
-	listener net.Listener
-	target   string
-
 	mu    sync.Mutex
 	trap  *commitTrap
 	away  bool
@@ -52,25 +49,33 @@ type commitProxy struct {
 // throughCommits returns the database URL with a commitProxy's address in place of the server's, and the proxy.
 func throughCommits(t testing.TB, rawURL string) (string, *commitProxy) {
 	t.Helper()
-	u := parse(t, rawURL)
-	p := &commitProxy{listener: listen(t), target: u.Host, conns: map[net.Conn]bool{}}
-	u.Host = p.listener.Addr().String()
+	p := &commitProxy{conns: map[net.Conn]bool{}}
+	return inBetween(t, rawURL, p.serve, p.goAway), p
+}
+
+// inBetween returns the URL with another address, where serve gets each client and the address of the server. At the end of
+// the test, stop ends those who are still being served.
+func inBetween(t testing.TB, rawURL string, serve func(client net.Conn, target string), stop func()) string {
+	t.Helper()
+	u, listener := parse(t, rawURL), listen(t)
+	target := u.Host
+	u.Host = listener.Addr().String()
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
-			client, err := p.listener.Accept()
+			client, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			serving.Go(func() { p.serve(client) })
+			serving.Go(func() { serve(client, target) })
 		}
 	})
 	t.Cleanup(func() {
-		_ = p.listener.Close()
-		p.goAway()
+		_ = listener.Close()
+		stop()
 		serving.Wait()
 	})
-	return u.String(), p
+	return u.String()
 }
 
 // arm sets the trap for one COMMIT.
@@ -121,9 +126,9 @@ func (p *commitProxy) track(conns ...net.Conn) bool {
 	return true
 }
 
-func (p *commitProxy) serve(client net.Conn) {
+func (p *commitProxy) serve(client net.Conn, target string) {
 	defer client.Close()
-	server, err := net.Dial("tcp", p.target)
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		return
 	}
