@@ -66,7 +66,7 @@ func (a address) secure(ctx context.Context, conn net.Conn, deadline time.Time) 
 			return nil, fmt.Errorf("broker URL: cacertfile: %s has no certificate in PEM form", file)
 		}
 	}
-	if a.uri.CertFile != "" && a.uri.KeyFile != "" {
+	if a.uri.CertFile != "" {
 		own, err := tls.LoadX509KeyPair(a.uri.CertFile, a.uri.KeyFile)
 		if err != nil {
 			return nil, fmt.Errorf("broker URL: certfile and keyfile: %w", err)
@@ -130,7 +130,7 @@ func parseAddress(rawURL string) (address, error) {
 		}
 	}
 
-	if query.Has("certfile") != query.Has("keyfile") {
+	if (query.Get("certfile") == "") != (query.Get("keyfile") == "") {
 		return address{}, errors.New("broker URL: certfile and keyfile belong together")
 	}
 

@@ -29,6 +29,7 @@ func TestWrongURLIsRefusedWithoutShowingThePassword(t *testing.T) {
 		"amqp://u:s3cr3t@h/?channel_max=-1":       "channel_max must be",
 		"amqp://u:s3cr3t@h/?auth_mechanism=magic": "auth_mechanism must be",
 		"amqps://u:s3cr3t@h/?certfile=x.pem":      "belong together",
+		"amqps://u:s3cr3t@h/?certfile=x&keyfile=": "belong together",
 	} {
 		_, err := Open(rawURL, Config{}, nil)
 		if err == nil {
