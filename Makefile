@@ -7,6 +7,7 @@ with_servers = $(GO) run ./tests/testenv/run --
 
 # Tests wait for servers more than they compute: twice as many at a time as there are processors.
 parallel = $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+packages = ./...
 
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
@@ -27,10 +28,10 @@ down: ## stop them; their data stays
 	$(compose) down
 
 test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
-	$(with_servers) $(GO) test -count=1 -timeout 20m -parallel $(parallel) ./...
+	$(with_servers) $(GO) test -count=1 -timeout 20m -parallel $(parallel) $(packages)
 
 test-race: ## run all tests with the race detector; slower
-	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race -parallel $(parallel) ./...
+	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race -parallel $(parallel) $(packages)
 
 VERIFY_RUNS ?= 10
 VERIFY_ORDERS ?= 100000
