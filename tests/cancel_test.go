@@ -118,6 +118,12 @@ func TestCancellingAgainChangesNothingAndDeliveredOrdersCanNotBeCancelled(t *tes
 		first := s.deliver(t, delivered)
 		require.Equal(t, http.StatusOK, first.status, "%s", first)
 		require.Equal(t, first.body, s.deliver(t, delivered).body)
+		eventually(t, "the order knows its points, which may come last", func() error {
+			if o := s.get(t, delivered); o.Points != 1 {
+				return fmt.Errorf("%d points", o.Points)
+			}
+			return nil
+		})
 		o := s.awaitStatus(t, delivered, "delivered")
 		require.NotNil(t, o.DeliveredAt)
 		for _, body := range []string{``, `{}`, `{"reason":"too late"}`} {
