@@ -109,6 +109,25 @@ func TestRowsAreSeenInWhateverOrderTheyAppear(t *testing.T) {
 	}
 }
 
+func TestOrdersThatAreSeenAtOnceHaveASpeed(t *testing.T) {
+	db, err := openSQLite(filepath.Join(t.TempDir(), "dispatch.db"), 1)
+	require.NoError(t, err)
+	defer db.Close()
+	require.NoError(t, create(t.Context(), db, "CREATE TABLE platoon (id INTEGER PRIMARY KEY, orderId TEXT)"))
+	begin := time.Now().UnixNano()
+	w := watch(db, time.Millisecond)
+	defer w.close()
+	require.Eventually(t, func() bool { return w.since() > begin }, 10*time.Second, time.Millisecond, "it looks and sees none")
+	_, err = db.Exec("INSERT INTO platoon (id, orderId) VALUES (1, ?), (2, ?), (3, ?)", orderID(0), orderID(1), orderID(2))
+	require.NoError(t, err)
+	require.NoError(t, w.await(t.Context(), 3, 10*time.Second))
+	times := w.times(load{Orders: 3})
+	require.Equal(t, times[0], times[2], "all three are seen at once")
+	seconds := time.Duration(times[2] - w.since()).Seconds()
+	require.Positive(t, seconds)
+	require.InDelta(t, 3/seconds, rate(append([]int64{w.since()}, times...)), 1e-6)
+}
+
 func TestLatencyCountsFromTheTimeThatWasPlanned(t *testing.T) {
 	var once sync.Once
 	var arrived atomic.Int32

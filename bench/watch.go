@@ -27,6 +27,7 @@ type watcher struct {
 	seen   []int64 // when, by the order's number; 0 for not yet
 	count  int
 	wanted int       // by await
+	before time.Time // when there was no order yet, for the last time
 	newest time.Time // when the last one was seen
 	err    error
 
@@ -36,7 +37,7 @@ type watcher struct {
 
 func watch(db *sql.DB, pause time.Duration) *watcher {
 	ctx, stop := context.WithCancel(context.Background())
-	w := &watcher{db: db, pause: pause, stop: stop, ended: make(chan struct{}), gaps: map[int64]time.Time{}, newest: time.Now()}
+	w := &watcher{db: db, pause: pause, stop: stop, ended: make(chan struct{}), gaps: map[int64]time.Time{}, before: time.Now(), newest: time.Now()}
 	go func() {
 		defer close(w.ended)
 		for ctx.Err() == nil {
@@ -76,6 +77,7 @@ func (w *watcher) look(ctx context.Context) error {
 		from = 0
 	}
 	w.mu.Unlock()
+	asked := time.Now()
 	rows, err := w.db.QueryContext(ctx, "SELECT id, orderId FROM platoon WHERE id > ? ORDER BY id", from)
 	if err != nil {
 		return err
@@ -106,6 +108,9 @@ func (w *watcher) look(ctx context.Context) error {
 			w.seen[number], w.newest = now.UnixNano(), now
 			w.count++
 		}
+	}
+	if w.count == 0 {
+		w.before = asked
 	}
 	return rows.Err()
 }
@@ -146,6 +151,13 @@ func (w *watcher) times(l load) []int64 {
 		w.seen = append(w.seen, 0)
 	}
 	return append([]int64(nil), w.seen[l.First:l.First+l.Orders]...)
+}
+
+// since returns when there was no order yet, for the last time that the watcher looked.
+func (w *watcher) since() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.before.UnixNano()
 }
 
 // setPause changes how often the watcher looks.
