@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -163,9 +164,11 @@ func TestMessageThatCannotBeReadIsKeptWholeAndTheOthersGoOn(t *testing.T) {
 func TestThousandCopiesOfOneEventHaveOneEffect(t *testing.T) {
 	onBothStacks(t, func(t *testing.T, s *system) {
 		broker := s.publisher(t)
+		handled := 0
 		storm := func() {
 			id := newEventID()
 			body := announce(t, id, "o1", 100)
+			handled += 1001
 			var producers sync.WaitGroup
 			for range 10 {
 				producers.Go(func() {
@@ -178,12 +181,32 @@ func TestThousandCopiesOfOneEventHaveOneEffect(t *testing.T) {
 			}
 			producers.Wait()
 			s.awaitDispatched(t, s.place(t, "after the storm", 100))
+			s.awaitHandled(t, "dispatch.assign-courier", handled)
 			require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o1'"))
 			require.Zero(t, s.dispatchRows(t, "SELECT COUNT(*) FROM failure"))
 		}
 		storm()
 		require.Equal(t, 2, s.dispatchRows(t, "SELECT COUNT(*) FROM inbox"))
 		storm() // of an event that the inbox does not know, about an order that has its courier: nobody leaves a mark for the others
+	})
+}
+
+// awaitHandled waits until a handler has handled so many messages, copies included.
+func (s *system) awaitHandled(t testing.TB, handler string, messages int) {
+	t.Helper()
+	eventually(t, "what was sent is handled", func() error {
+		handled := 0
+		for sample := range strings.Lines(s.sampleOf(t, "takeout_handled_total{")) {
+			if labels, value, _ := strings.Cut(strings.TrimSpace(sample), " "); strings.Contains(labels, strconv.Quote(handler)) {
+				n, err := strconv.Atoi(value)
+				require.NoError(t, err)
+				handled += n
+			}
+		}
+		if handled < messages {
+			return fmt.Errorf("%s has handled %d of %d messages", handler, handled, messages)
+		}
+		return nil
 	})
 }
 
