@@ -26,8 +26,8 @@ func TestBrokerMayComeUpLater(t *testing.T) {
 	b := open(t, withHost(t, rawURL, p.listener.Addr().String()), rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
 
 	wantError(t, b.Check(), rabbitmq.ErrNotConnected)
-	within(t, time.Second, "Bind", func() { bind(t, b, "topic", "q") })
-	within(t, time.Second, "Publish", func() {
+	within(t, promptly, "Bind", func() { bind(t, b, "topic", "q") })
+	within(t, promptly, "Publish", func() {
 		wantError(t, b.Publish("topic", newMessage("m")), rabbitmq.ErrNotConnected)
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
@@ -55,7 +55,7 @@ func TestBrokerThatNeverComesUpDoesNotKeepCloseWaiting(t *testing.T) {
 		return len(p.conns) > 0
 	})
 
-	within(t, time.Second, "Close", func() { b.Close() })
+	within(t, promptly, "Close", func() { b.Close() })
 	if _, ok := <-msgs; ok {
 		t.Error("a message from nowhere")
 	}
@@ -126,7 +126,7 @@ func TestPublishFailsAtOnceWhenTheConnectionIsCut(t *testing.T) {
 		t.Fatalf("a confirm that nobody sent: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	within(t, time.Second, "failing", func() {
+	within(t, promptly, "failing", func() {
 		p.cut()
 		for range 10 {
 			wantError(t, <-failed, rabbitmq.ErrNotConfirmed)
@@ -144,7 +144,7 @@ func TestPublishFailsInTimeWhenConfirmsDoNotCome(t *testing.T) {
 	bind(t, b, "topic", "q")
 
 	p.swallow.Store(true)
-	within(t, time.Second, "Publish", func() {
+	within(t, promptly, "Publish", func() {
 		wantError(t, b.Publish("topic", newMessage("m")), rabbitmq.ErrNotConfirmed)
 	})
 
@@ -163,7 +163,7 @@ func TestPublishFailsInTimeWhenTheBrokerStopsReading(t *testing.T) {
 
 	p.stall.Store(true)
 	var publishers sync.WaitGroup
-	within(t, 5*time.Second, "Publish", func() {
+	within(t, inTime, "Publish", func() {
 		for range 4 {
 			publishers.Go(func() { // more than the socket's buffers hold
 				err := b.Publish("topic", message.NewMessage(newID(), make([]byte, 20_000_000)))
@@ -183,7 +183,7 @@ func TestSilentBrokerIsNoticedByItsHeartbeat(t *testing.T) {
 
 	p.swallow.Store(true)
 
-	within(t, 5*time.Second, "noticing", func() {
+	within(t, inTime, "noticing", func() {
 		eventually(t, "the loss noticed", func() bool { return b.Check() != nil })
 	})
 }
@@ -265,10 +265,10 @@ func TestBlockedBrokerIsToldInTime(t *testing.T) {
 
 	ctl("set_vm_memory_high_watermark", "0.0000001")
 	// The first message is what finds out, so it is under way when the news comes.
-	within(t, 2*time.Second, "Publish", func() {
+	within(t, promptly, "Publish", func() {
 		wantError(t, b.Publish("topic", newMessage("m1")), rabbitmq.ErrBlocked)
 	})
-	within(t, 200*time.Millisecond, "Publish", func() {
+	within(t, promptly, "Publish", func() {
 		wantError(t, b.Publish("topic", newMessage("m2")), rabbitmq.ErrBlocked)
 	})
 	wantError(t, b.Check(), rabbitmq.ErrBlocked)
@@ -276,12 +276,12 @@ func TestBlockedBrokerIsToldInTime(t *testing.T) {
 		t.Errorf("Check does not say why: %v", b.Check())
 	}
 	// The connection that consumes is not blocked: it takes declarations, deliveries and acks.
-	within(t, 5*time.Second, "Bind", func() { bind(t, b, "topic", "late") })
+	within(t, inTime, "Bind", func() { bind(t, b, "topic", "late") })
 	msgs, _ := subscribe(t, b, "q")
 	receiveAcked(t, msgs, "m0")
 	// Closing while blocked is bounded.
 	wantError(t, other.Publish("topic", newMessage("m3")), rabbitmq.ErrBlocked)
-	within(t, 6*time.Second, "Close", func() { other.Close() })
+	within(t, inTime, "Close", func() { other.Close() })
 
 	ctl("set_vm_memory_high_watermark", "0.4")
 	waitReady(t, b)
@@ -385,7 +385,7 @@ func TestClosedBrokerLeavesNothingBehind(t *testing.T) {
 		p.cut()
 	}
 	eventually(t, "publishing", func() bool { return b.Publish("topic", newMessage("last")) == nil })
-	within(t, 3*time.Second, "Close with an idle subscriber", func() { b.Close() })
+	within(t, promptly, "Close with an idle subscriber", func() { b.Close() })
 	p.listener.Close()
 	p.cut()
 

@@ -141,6 +141,13 @@ func receiveAcked(t *testing.T, msgs <-chan *message.Message, ids ...string) map
 	return came
 }
 
+// What is allowed where something else would be waited for: promptly is less than a write, a dial or a closing broker may
+// take, and inTime is less than a confirm or an answer of the broker may.
+const (
+	promptly = 4 * time.Second
+	inTime   = 9 * time.Second
+)
+
 func within(t *testing.T, limit time.Duration, what string, f func()) {
 	t.Helper()
 	began := time.Now()

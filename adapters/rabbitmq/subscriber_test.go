@@ -383,7 +383,7 @@ func TestShutdownLetsHandlersFinish(t *testing.T) {
 		}
 		msg.Ack()
 	}
-	within(t, 2*time.Second, "the rest of Close", func() { <-closed })
+	within(t, promptly, "the rest of Close", func() { <-closed })
 	if _, ok := <-msgs; ok {
 		t.Error("a message after Close")
 	}
@@ -401,7 +401,7 @@ func TestMessageNotSettledInTimeIsDeliveredAgain(t *testing.T) {
 	msgs, subscriber := subscribe(t, b, "q")
 	slow := receive(t, msgs)
 
-	within(t, 2*time.Second, "Close", func() { subscriber.Close() })
+	within(t, promptly, "Close", func() { subscriber.Close() })
 
 	if slow.Context().Err() == nil {
 		t.Error("the handler was not told to stop")
@@ -421,7 +421,7 @@ func TestNackWhileClosingDoesNotWait(t *testing.T) {
 	second := receive(t, msgs)
 	time.AfterFunc(50*time.Millisecond, func() { second.Nack() })
 
-	within(t, 2*time.Second, "Close", func() { subscriber.Close() })
+	within(t, promptly, "Close", func() { subscriber.Close() })
 
 	again, _ := subscribe(t, b, "q")
 	receiveAcked(t, again, "m1", "m2")
@@ -436,7 +436,7 @@ func TestClosedBrokerClosesItsSubscribers(t *testing.T) {
 	stuck := receive(t, msgs)
 
 	closed := make(chan struct{})
-	within(t, 6*time.Second, "Close", func() {
+	within(t, inTime, "Close", func() {
 		go func() { defer close(closed); b.Close() }()
 		eventually(t, "publishing is refused", func() bool {
 			return errors.Is(b.Publish("topic", newMessage("late")), rabbitmq.ErrClosed)
