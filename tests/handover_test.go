@@ -69,6 +69,24 @@ func TestEventsReachTheRelayOfTheirProcessAtOnceAndNoOther(t *testing.T) {
 	})
 }
 
+func TestEventsDoNotOvertakeABacklog(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		const backlog, window = 20, 4
+		var handover sqlqueue.Handover
+		rows := store(t, s.DB(), nil, backlog)
+		messages, _ := readOutbox(t, s, sqlqueue.Config{Handover: &handover, Window: window})
+		for i, row := range rows {
+			msg := receive(t, messages)
+			require.Equal(t, row.UUID, msg.UUID)
+			if i < backlog-window {
+				require.Nil(t, handover.Promise("", 1), "others wait that are not in flight yet")
+			}
+			msg.Ack()
+		}
+		promised(t, &handover, 1).Withdraw()
+	})
+}
+
 func TestEventsAreHandedOverOnlyWhenTheyAreCommitted(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		messages, _ := relayOf(t, s)

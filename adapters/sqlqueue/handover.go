@@ -115,11 +115,12 @@ func (h *Handover) missed() {
 	h.gaps = time.Now().Add(gapsPause)
 }
 
-// promise takes n of the places for rows that are handed over, and reports whether there were as many.
+// promise takes n of the places for rows that are handed over, and reports whether there were as many. There are none while
+// others wait to be read: new rows would overtake them, and messages are handled in about the order in which they were stored.
 func (s *subscription) promise(n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.promised+n > s.cfg.Window/2 {
+	if s.behind || s.promised+n > s.cfg.Window/2 {
 		return false
 	}
 	s.promised += n
@@ -131,6 +132,13 @@ func (s *subscription) fulfil(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.promised -= n
+}
+
+// found notes whether there were as many rows to read as there was room for, so that more may wait.
+func (s *subscription) found(full bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.behind = full
 }
 
 // lease is when the lease of a row that is taken now ends, as an SQL expression.

@@ -121,6 +121,7 @@ func (r *Reader) Subscribe(ctx context.Context, _ string) (<-chan *message.Messa
 		handed:  make(chan []Row, r.cfg.Window/2),
 		settled: make(chan outcome, r.cfg.Window),
 		leases:  make(map[int64]lease),
+		behind:  true,
 	}
 	taking, stop := context.WithCancel(ctx)
 	r.running.Go(func() {
@@ -162,6 +163,7 @@ type subscription struct {
 	mu       sync.Mutex
 	leases   map[int64]lease // of the rows in flight, by id
 	promised int             // rows in flight, or expected, that come by handover
+	behind   bool            // rows may wait that could not be read yet
 }
 
 // lease is a row's.
@@ -242,6 +244,9 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 		if err == nil && trouble {
 			trouble, pause = false, 0
 			s.logger.Info("the queue can be read again")
+		}
+		if err == nil {
+			s.found(len(rows) == free)
 		}
 		if len(rows) > 0 {
 			crashpoint.In(s.cfg.Table, "claimed")
