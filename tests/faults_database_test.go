@@ -3,6 +3,7 @@ package tests
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -350,6 +351,32 @@ func TestOrdersThatAFailoverLostAreMadeAgainIfAnybodyKnowsThem(t *testing.T) {
 	require.Equal(t, "cancelled", s.get(t, cancelled).Status)
 	require.Equal(t, 20+1+10+len(unheard)+taken+more, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon"))
 	s.noFailures(t)
+}
+
+// A node of a Galera cluster that has lost its majority takes no ROLLBACK either. The next BEGIN on such a connection would
+// commit the half that was done.
+func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T) {
+	t.Parallel()
+	u := parse(t, testenv.MySQL(t))
+	between, err := sqlproxy.Listen(u.Host, sqlproxy.MySQL)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = between.Close() })
+	u.Host = between.Addr()
+	s, err := sqlstore.OpenOrders(u.String(), nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	_, err = s.Migrate(t.Context())
+	require.NoError(t, err)
+
+	refused := between.Arm(sqlproxy.Fault{At: sqlproxy.Statement, Match: "ROLLBACK", Do: sqlproxy.Fail, Code: 1047, Count: -1})
+	enough := errors.New("enough")
+	require.ErrorIs(t, s.InTx(t.Context(), func(ctx context.Context, tx app.OrderTx) error {
+		return errors.Join(placeIn(ctx, tx, "half"), enough)
+	}), enough)
+	require.Positive(t, refused.Sprung())
+	storeOrder(t, s, "whole")
+	require.Equal(t, 1, count(t, u.String(), "SELECT COUNT(*) FROM order_info"))
+	require.Equal(t, 1, count(t, u.String(), "SELECT COUNT(*) FROM outbox"))
 }
 
 // The server's own words for a full table and a full disk: a MariaDB that is really full sometimes ends itself.

@@ -75,7 +75,7 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the %s database URL cannot be used: %w", name, err)
 	}
-	pool := sql.OpenDB(readCommitted{connector})
+	pool := sql.OpenDB(sessions{connector})
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(3 * time.Minute)
@@ -114,23 +114,60 @@ func (db *DB) CreateIfMissing(ctx context.Context, err error) bool {
 	return err == nil
 }
 
-// readCommitted sets the isolation level once for each connection. MySQL 8 and MariaDB 10 do not know each other's
+// sessions sets the isolation level once for each connection. MySQL 8 and MariaDB 10 do not know each other's
 // name of the variable, and BeginTx would send the level before each transaction.
 //
 // The level is what keeps the relay's locking reads from locking the gap that new orders are inserted into.
-type readCommitted struct{ driver.Connector }
+type sessions struct{ driver.Connector }
 
-func (c readCommitted) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
+func (s sessions) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := s.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	_, err = conn.(driver.ExecerContext).ExecContext(ctx, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", nil)
-	if err != nil {
-		_ = conn.Close()
+	opened := session{conn.(mysqlConn)}
+	if _, err := opened.ExecContext(ctx, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED", nil); err != nil {
+		_ = opened.Close()
 		return nil, err
 	}
-	return conn, nil
+	return opened, nil
+}
+
+// mysqlConn is what database/sql knows of the driver's connections.
+type mysqlConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.NamedValueChecker
+	driver.Pinger
+	driver.SessionResetter
+	driver.Validator
+}
+
+// session is a connection that closes when a transaction on it does not end. Otherwise the next BEGIN would commit what is
+// left of it.
+type session struct{ mysqlConn }
+
+func (s session) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := s.mysqlConn.BeginTx(ctx, opts)
+	return transaction{tx, s}, err
+}
+
+type transaction struct {
+	driver.Tx
+	session session
+}
+
+func (t transaction) Commit() error   { return t.ended(t.Tx.Commit()) }
+func (t transaction) Rollback() error { return t.ended(t.Tx.Rollback()) }
+
+func (t transaction) ended(err error) error {
+	if err != nil {
+		_ = t.session.Close()
+	}
+	return err
 }
 
 // Numbers of https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html, alike on MariaDB.
