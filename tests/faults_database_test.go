@@ -379,6 +379,34 @@ func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T
 	require.Equal(t, 1, count(t, u.String(), "SELECT COUNT(*) FROM outbox"))
 }
 
+func TestNodeWithoutAMajorityRefusesOrdersAndSpendsNoAttempt(t *testing.T) {
+	t.Parallel()
+	u := parse(t, testenv.MySQL(t))
+	between, err := sqlproxy.Listen(u.Host, sqlproxy.MySQL)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = between.Close() })
+	u.Host = between.Addr()
+	s := startWith(t, stack{order: u.String(), dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
+	id := s.place(t, "x", 1)
+	s.awaitDispatched(t, id)
+	broker := s.publisher(t)
+
+	alone := between.Arm(sqlproxy.Fault{At: sqlproxy.Statement, Do: sqlproxy.Fail, Code: 1047, Count: -1})
+	publishAssignment(t, broker, id)
+	s.refusesOrders(t)
+	eventually(t, "the consumer waits", func() error {
+		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, `"consumer order.mark-dispatched":{"ok":false,"detail":"pauses: `) {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	})
+	alone.Disarm()
+	s.awaitTaken(t)
+	s.awaitHandled(t, "order.mark-dispatched", 2)
+	s.noFailures(t)
+	require.Empty(t, s.sampleOf(t, "takeout_retries_delayed_total"), "no retry is spent")
+}
+
 // The server's own words for a full table and a full disk: a MariaDB that is really full sometimes ends itself.
 func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) {
 	t.Parallel()

@@ -170,13 +170,14 @@ func (t transaction) ended(err error) error {
 	return err
 }
 
-// Numbers of https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html, alike on MariaDB.
+// Numbers of https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html, alike on MariaDB. A Galera node calls
+// every statement an unknown command while it has no majority or is not up to date.
 func classifyMySQL(err error) class {
 	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		switch e.Number {
 		case 1062: // duplicate entry
 			return duplicate
-		case 1213: // deadlock found
+		case 1213, 3101: // deadlock found, or a conflict with another member of a cluster
 			return deadlock
 		case 1205: // lock wait timeout
 			return lockWait
@@ -187,6 +188,10 @@ func classifyMySQL(err error) class {
 			1044, 1045, 1049, 1142, 1146, 1054, // not allowed, no such database, table or column: not set up (yet)
 			1053, 1077, 1079, 1180, 1927, 1158, 1159, 1160, 1161, // shutting down, error during commit, connection killed
 			1290, 1792, 1836, // read only
+			1047, 3100, // a member of a cluster that may do nothing
+			1026, 1030, 1206, 1534, 1598, 1637, // errors of files, the storage engine, the lock table, the binary log, too much at once
+			1130, 1143, 1524, 1698, 1820, 1862, 3118, 3159, 4151, // not allowed in, in other ways
+			3168, 3169, // shutting down, session killed
 			1317, 3024, 1969, 4031: // interrupted, took too long, was silent for too long
 			return unavailable
 		}

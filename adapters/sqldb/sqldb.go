@@ -249,6 +249,8 @@ func (db *DB) Remedy(err error) string {
 			return "make the database, or let takeout migrate make it: CREATE DATABASE … CHARACTER SET utf8mb4"
 		case 1040, 1203, 1226:
 			return "raise max_connections; each process uses up to 32 for each database"
+		case 1047:
+			return "bring the other nodes of its Galera cluster back: it has no majority, or is not up to date; SHOW STATUS LIKE 'wsrep%' tells more"
 		}
 	}
 	return "start the server, and check host and port in the URL"
