@@ -119,7 +119,7 @@ func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
 		return ran, err
 	}
 	if err := s.claim(ctx); err != nil {
-		return ran, err
+		return ran, fmt.Errorf("mark the database as the %s service's: %w", s.db.Name(), err)
 	}
 	return ran, watch(ctx, s.db, s.logger)
 }

@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -22,9 +23,14 @@ const fresh = 5
 
 // watch makes the triggers of the service's table that are missing, and warns if it must not.
 func watch(ctx context.Context, db *sqldb.DB, logger *slog.Logger) error {
-	have, err := triggers(ctx, db)
-	if err != nil {
+	var have []string
+	// In a transaction, which runs again: when another process makes triggers, Galera ends whatever looks for them.
+	err := db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		have, err = triggers(ctx, db, tx)
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("look for the triggers of the %s database: %w", db.Name(), err)
 	}
 	var statements []string
 	want := triggersOf(db)
@@ -60,22 +66,22 @@ func triggersOf(db *sqldb.DB) map[string]string {
 }
 
 // triggers returns the names of those triggers that there are, of whatever version.
-func triggers(ctx context.Context, db *sqldb.DB) ([]string, error) {
+func triggers(ctx context.Context, db *sqldb.DB, q querier) ([]string, error) {
 	query := "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE = ? AND TRIGGER_NAME LIKE ?"
 	if db.Engine == "sqlite" {
 		query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? AND name LIKE ?"
 	}
 	table := tablesOf[db.Name()].name
-	return readAll(ctx, db, scanOne[string], query, table, table+"_noted_%")
+	return collect(ctx, q, scanOne[string], query, table, table+"_noted_%")
 }
 
 // Watched implements app.Book.
 func (b *Book) Watched(ctx context.Context) (bool, error) {
-	have, err := triggers(ctx, b.db)
+	have, err := triggers(ctx, b.db, b.db.Reader())
 	for name := range triggersOf(b.db) {
 		if !slices.Contains(have, name) {
-			return false, err
+			return false, b.db.Error(err)
 		}
 	}
-	return err == nil, err
+	return err == nil, b.db.Error(err)
 }
