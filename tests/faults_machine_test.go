@@ -105,6 +105,97 @@ func TestClusterLosesNoMessageWhateverBecomesOfAMinority(t *testing.T) {
 	while("it is back", func() {})
 }
 
+// As with the cluster of brokers. Everything is written to one node, as Galera's conflicts would otherwise cost more than its
+// second node brings.
+func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
+	nodes := testenv.StartGalera(t)
+	const whole = len(nodes)
+	var urls [whole]string
+	for i, node := range nodes {
+		urls[i] = node.URL("orders")
+	}
+	st := stack{broker: testenv.AMQP(t)}
+	var orders, dispatches *proxy
+	st.order, orders = through(t, urls[0])
+	st.dispatch, dispatches = through(t, nodes[0].URL("dispatch"))
+	lead := func(node int) {
+		for _, balancer := range []*proxy{orders, dispatches} {
+			balancer.cut()
+			balancer.lead(t, urls[node])
+			balancer.mend()
+		}
+	}
+	awaitWhole := func(node int) {
+		t.Helper()
+		eventually(t, "the cluster is whole", func() error {
+			var name, state, size string
+			db := database(t, urls[node])
+			if err := db.QueryRow("SHOW STATUS LIKE 'wsrep_local_state_comment'").Scan(&name, &state); err != nil {
+				return err
+			}
+			if err := db.QueryRow("SHOW STATUS LIKE 'wsrep_cluster_size'").Scan(&name, &size); err != nil {
+				return err
+			}
+			if state != "Synced" || size != fmt.Sprint(whole) {
+				return fmt.Errorf("%s, %s members", state, size)
+			}
+			return nil
+		})
+	}
+	awaitWhole(2)
+	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
+
+	load := &crashLoad{api: s.api, stop: make(chan struct{})}
+	load.placeThrough(t, 1_000_000, 8)
+	goOn := func() {
+		t.Helper()
+		want := load.accepted.Load() + 300
+		within(t, time.Minute, "orders are accepted", func() error {
+			if n := load.accepted.Load(); n < want {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+	}
+	goOn()
+	nodes[0].Kill()
+	lead(1)
+	goOn()
+	nodes[0].Start()
+	awaitWhole(0)
+	goOn()
+
+	nodes[1].Freeze() // and the others wait for it, until they go on without
+	lead(2)
+	goOn()
+	nodes[1].Thaw()
+	awaitWhole(1)
+	goOn()
+
+	nodes[0].Kill()
+	nodes[1].Kill()
+	eventually(t, "a minority takes nothing", func() error {
+		if a, err := send(http.MethodPost, s.api+"/v1/orders", goodOrder); err != nil || a.status != http.StatusServiceUnavailable {
+			return fmt.Errorf("%s: %w", a, err)
+		}
+		return nil
+	})
+	var starting sync.WaitGroup
+	starting.Go(nodes[0].Start)
+	starting.Go(nodes[1].Start)
+	starting.Wait()
+	awaitWhole(2)
+	goOn()
+
+	close(load.stop)
+	load.clients.Wait()
+	s.awaitAllDispatched(t, s.orderRows(t, "SELECT COUNT(*) FROM order_info"))
+	s.awaitRest(t)
+	s.noFailures(t)
+	require.EqualValues(t, load.accepted.Load(), s.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE orderId LIKE 'load-%'"))
+	require.Empty(t, s.sampleOf(t, "takeout_retries_delayed_total"), "no retry is spent")
+}
+
 func TestOrderThatCouldNotBeSyncedIsNotAccepted(t *testing.T) {
 	strace, err := exec.LookPath("strace")
 	require.NoError(t, err, "this test needs strace and the right to trace; on Debian and Ubuntu install strace")

@@ -35,7 +35,7 @@ func TestEveryFaultHasAScenarioThatExistsOrAReason(t *testing.T) {
 			require.True(t, exist[name], "fault %s names %s, which does not exist", cells[0], name)
 		}
 	}
-	require.Equal(t, 66, next)
+	require.Equal(t, 67, next)
 }
 
 // testNames returns the tests of all packages, whatever they are built for.

@@ -102,7 +102,7 @@ func Start(ctx context.Context, k Kind, withManagement bool, settings ...string)
 	}
 	return WithFreePorts(func() (*Server, error) {
 		if k == MySQL {
-			return newMySQL(ctx, program, settings)
+			return newMySQL(ctx, program, mysqlNode{user: "root", settings: func() []string { return settings }})
 		}
 		return newRabbitMQ(ctx, program, rabbitNode{name: "takeout-test@localhost", management: withManagement})
 	})
@@ -207,7 +207,13 @@ func (s *Server) Close() {
 	}
 }
 
-func newMySQL(ctx context.Context, program string, settings []string) (_ *Server, err error) {
+// mysqlNode is what servers differ in.
+type mysqlNode struct {
+	user     string          // that root runs it as
+	settings func() []string // of its next start
+}
+
+func newMySQL(ctx context.Context, program string, n mysqlNode) (_ *Server, err error) {
 	dir, err := newTempDir("mysql")
 	if err != nil {
 		return nil, err
@@ -232,7 +238,10 @@ func newMySQL(ctx context.Context, program string, settings []string) (_ *Server
 		return nil, err
 	}
 	if os.Geteuid() == 0 {
-		own = append(own, "--user=root")
+		own = append(own, "--user="+n.user)
+		if err := giveTo(n.user, dir, initFile); err != nil {
+			return nil, err
+		}
 	}
 	if err := createDataDirectory(program, data, own); err != nil {
 		return nil, err
@@ -247,7 +256,7 @@ func newMySQL(ctx context.Context, program string, settings []string) (_ *Server
 			"--port=" + strconv.Itoa(port),
 			"--bind-address=127.0.0.1",
 			"--init-file=" + initFile,
-		}, own, MySQLSettings, settings)...)
+		}, own, MySQLSettings, n.settings())...)
 	}
 	if err := s.start(ctx); err != nil {
 		return nil, err
