@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -118,35 +119,45 @@ func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 	var orders, dispatches *proxy
 	st.order, orders = through(t, urls[0])
 	st.dispatch, dispatches = through(t, nodes[0].URL("dispatch"))
-	lead := func(node int) {
+	lead := func(node int) { // new connections
+		orders.lead(t, urls[node])
+		dispatches.lead(t, urls[node])
+	}
+	move := func(node int) {
+		lead(node)
 		for _, balancer := range []*proxy{orders, dispatches} {
 			balancer.cut()
-			balancer.lead(t, urls[node])
 			balancer.mend()
 		}
 	}
-	awaitWhole := func(node int) {
+	awaitWhole := func() { // in the eyes of all
 		t.Helper()
-		eventually(t, "the cluster is whole", func() error {
-			var name, state, size string
-			db := database(t, urls[node])
-			if err := db.QueryRow("SHOW STATUS LIKE 'wsrep_local_state_comment'").Scan(&name, &state); err != nil {
-				return err
+		within(t, 2*time.Minute, "the cluster is whole", func() error {
+			views := map[string]bool{}
+			for _, url := range urls {
+				view := ""
+				for _, status := range []string{"wsrep_local_state_comment", "wsrep_cluster_size", "wsrep_cluster_conf_id"} {
+					var name, value string
+					if err := database(t, url).QueryRow("SHOW STATUS LIKE '"+status+"'").Scan(&name, &value); err != nil {
+						return err
+					}
+					view += value + " "
+				}
+				views[view] = true
 			}
-			if err := db.QueryRow("SHOW STATUS LIKE 'wsrep_cluster_size'").Scan(&name, &size); err != nil {
-				return err
-			}
-			if state != "Synced" || size != fmt.Sprint(whole) {
-				return fmt.Errorf("%s, %s members", state, size)
+			for view := range views {
+				if len(views) > 1 || !strings.HasPrefix(view, fmt.Sprintf("Synced %d ", whole)) {
+					return fmt.Errorf("%v", views)
+				}
 			}
 			return nil
 		})
 	}
-	awaitWhole(2)
+	awaitWhole()
 	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
 
 	load := &crashLoad{api: s.api, stop: make(chan struct{})}
-	load.placeThrough(t, 1_000_000, 8)
+	load.placeThrough(t, 1_000_000, 4)
 	goOn := func() {
 		t.Helper()
 		want := load.accepted.Load() + 300
@@ -162,14 +173,25 @@ func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 	lead(1)
 	goOn()
 	nodes[0].Start()
-	awaitWhole(0)
+	awaitWhole()
 	goOn()
 
 	nodes[1].Freeze() // and the others wait for it, until they go on without
-	lead(2)
+	move(2)
 	goOn()
 	nodes[1].Thaw()
-	awaitWhole(1)
+	awaitWhole()
+	goOn()
+
+	isolate := func(on int) {
+		execute(t, urls[2], fmt.Sprintf("SET GLOBAL wsrep_provider_options = 'gmcast.isolate=%d'", on))
+	}
+	isolate(1)
+	lead(0) // and nobody breaks the connections to the node that has lost the others
+	goOn()
+	isolate(0)
+	awaitWhole()
+	move(2)
 	goOn()
 
 	nodes[0].Kill()
@@ -184,7 +206,7 @@ func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 	starting.Go(nodes[0].Start)
 	starting.Go(nodes[1].Start)
 	starting.Wait()
-	awaitWhole(2)
+	awaitWhole()
 	goOn()
 
 	close(load.stop)
