@@ -527,9 +527,12 @@ func TestRepairThatShowsTellsThatTheServiceHasComePastWhateverWaited(t *testing.
 	s := reconciled(t, embedded(t))
 	const lost = 6
 	for range lost {
-		s.old(t, "cancelled")
+		s.awaitDispatched(t, s.place(t, "cancelled", 2850))
 	}
 	s.awaitRest(t)
+	at := time.Now().UTC().Add(-time.Hour).Truncate(time.Microsecond) // all at once: none is the proof that the service has come past another
+	alter(t, s.order, "UPDATE order_info SET placed_at = ?, assigned_at = ? WHERE name = 'cancelled'", at, at)
+	alter(t, s.dispatch, "UPDATE platoon SET placed_at = ?, assigned_at = ? WHERE name = 'cancelled'", at, at)
 	// Unlike an order that is announced again, a courier that is released makes no order the newest of the service.
 	alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE name = 'cancelled'")
 	r := s.reconcile(t, `{"repair":true}`)
