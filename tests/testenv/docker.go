@@ -352,8 +352,14 @@ func (s *dockerServer) Kill() error {
 	return err
 }
 
-func (s *dockerServer) Freeze() error {
-	_, err := s.client.ContainerPause(context.Background(), s.id(), client.ContainerPauseOptions{})
+func (s *dockerServer) Freeze() (err error) {
+	// A container cannot always be paused while processes begin in it, as they do in a broker that has just started.
+	for range 20 {
+		if _, err = s.client.ContainerPause(context.Background(), s.id(), client.ContainerPauseOptions{}); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	return err
 }
 
