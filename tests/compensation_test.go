@@ -90,6 +90,7 @@ func TestOrdersThatWereAnnouncedAndRolledBackAreMadeAgain(t *testing.T) {
 			cfg.RetryDelays = []time.Duration{time.Second, 5 * time.Second, time.Minute}
 			cfg.ReconcileEvery, cfg.ReconcileGrace = 0, time.Second
 		})
+		s.awaitBroker(t)
 		const orders = 1000
 		var lost atomic.Int64
 		var next atomic.Int64
@@ -456,6 +457,7 @@ func TestProducerWhoseOrderTheCompensationStoredIsAnswered201(t *testing.T) {
 	rest.cfg.Roles = []string{"dispatch", "compensation", "relay"}
 	rest.start(t)
 	t.Cleanup(func() { rest.stop(t) })
+	intake.awaitBroker(t)
 	for i, key := range []string{"", "key-1"} {
 		id := fmt.Sprint("o-", i)
 		trap := orders.arm(commitTrap{fault: notExecuted, statement: storesOrder, andAway: true})
@@ -477,6 +479,17 @@ func TestProducerWhoseOrderTheCompensationStoredIsAnswered201(t *testing.T) {
 		require.Equal(t, 1, rest.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE orderId = ?", id))
 		rest.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = ?", id)
 	}
+}
+
+// awaitBroker waits until the program is connected to the broker: who announces before the commit takes no orders before.
+func (s *system) awaitBroker(t testing.TB) {
+	t.Helper()
+	eventually(t, "the broker is there", func() error {
+		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, `"broker":{"ok":true`) {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	})
 }
 
 func TestEventKeyIsASecretOfSixteenBytesOrMore(t *testing.T) {
