@@ -353,16 +353,23 @@ func TestOrdersThatAFailoverLostAreMadeAgainIfAnybodyKnowsThem(t *testing.T) {
 	s.noFailures(t)
 }
 
-// A node of a Galera cluster that has lost its majority takes no ROLLBACK either. The next BEGIN on such a connection would
-// commit the half that was done.
-func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T) {
-	t.Parallel()
+// behindFaults returns the URL of a database behind a proxy, and the proxy, in which faults can be armed.
+func behindFaults(t testing.TB) (rawURL string, between *sqlproxy.Proxy) {
+	t.Helper()
 	u := parse(t, testenv.MySQL(t))
 	between, err := sqlproxy.Listen(u.Host, sqlproxy.MySQL)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = between.Close() })
 	u.Host = between.Addr()
-	s, err := sqlstore.OpenOrders(u.String(), nil, slog.New(slog.DiscardHandler))
+	return u.String(), between
+}
+
+// A node of a Galera cluster that has lost its majority takes no ROLLBACK either. The next BEGIN on such a connection would
+// commit the half that was done.
+func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T) {
+	t.Parallel()
+	rawURL, between := behindFaults(t)
+	s, err := sqlstore.OpenOrders(rawURL, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	_, err = s.Migrate(t.Context())
@@ -375,18 +382,14 @@ func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T
 	}), enough)
 	require.Positive(t, refused.Sprung())
 	storeOrder(t, s, "whole")
-	require.Equal(t, 1, count(t, u.String(), "SELECT COUNT(*) FROM order_info"))
-	require.Equal(t, 1, count(t, u.String(), "SELECT COUNT(*) FROM outbox"))
+	require.Equal(t, 1, count(t, rawURL, "SELECT COUNT(*) FROM order_info"))
+	require.Equal(t, 1, count(t, rawURL, "SELECT COUNT(*) FROM outbox"))
 }
 
 func TestNodeWithoutAMajorityRefusesOrdersAndSpendsNoAttempt(t *testing.T) {
 	t.Parallel()
-	u := parse(t, testenv.MySQL(t))
-	between, err := sqlproxy.Listen(u.Host, sqlproxy.MySQL)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = between.Close() })
-	u.Host = between.Addr()
-	s := startWith(t, stack{order: u.String(), dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
+	rawURL, between := behindFaults(t)
+	s := startWith(t, stack{order: rawURL, dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
 	id := s.place(t, "x", 1)
 	s.awaitDispatched(t, id)
 	broker := s.publisher(t)
@@ -410,12 +413,8 @@ func TestNodeWithoutAMajorityRefusesOrdersAndSpendsNoAttempt(t *testing.T) {
 // The server's own words for a full table and a full disk: a MariaDB that is really full sometimes ends itself.
 func TestDatabaseWithoutRoomRefusesOrdersAndGoesOnWhenThereIsRoom(t *testing.T) {
 	t.Parallel()
-	u := parse(t, testenv.MySQL(t))
-	between, err := sqlproxy.Listen(u.Host, sqlproxy.MySQL)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = between.Close() })
-	u.Host = between.Addr()
-	s := startWith(t, stack{order: u.String(), dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
+	rawURL, between := behindFaults(t)
+	s := startWith(t, stack{order: rawURL, dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
 	s.placeMany(t, 20, 4)
 	s.awaitAllDispatched(t, 20)
 	for _, code := range []uint16{1114, 1021} {
