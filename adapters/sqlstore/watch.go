@@ -78,10 +78,13 @@ func triggers(ctx context.Context, db *sqldb.DB, q querier) ([]string, error) {
 // Watched implements app.Book.
 func (b *Book) Watched(ctx context.Context) (bool, error) {
 	have, err := triggers(ctx, b.db, b.db.Reader())
+	if err != nil {
+		return false, b.db.Error(err)
+	}
 	for name := range triggersOf(b.db) {
 		if !slices.Contains(have, name) {
-			return false, b.db.Error(err)
+			return false, nil
 		}
 	}
-	return err == nil, b.db.Error(err)
+	return true, nil
 }
