@@ -68,13 +68,18 @@ func StartCluster(ctx context.Context) (nodes [3]*Server, release func(), err er
 	}
 	starting.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
-		for _, node := range nodes {
-			if node != nil {
-				node.Close()
-			}
-		}
+		closeAll(nodes)
 		release()
 		return nodes, nil, err
 	}
 	return nodes, release, nil
+}
+
+// closeAll closes those nodes that were started.
+func closeAll(nodes [3]*Server) {
+	for _, node := range nodes {
+		if node != nil {
+			node.Close()
+		}
+	}
 }

@@ -25,13 +25,8 @@ func StartGalera(ctx context.Context) (nodes [3]*Server, err error) {
 		return nodes, errors.New("libgalera_smm.so is not installed; on Debian and Ubuntu it is in the package galera-4")
 	}
 	defer func() {
-		if err == nil {
-			return
-		}
-		for _, node := range nodes {
-			if node != nil {
-				node.Close()
-			}
+		if err != nil {
+			closeAll(nodes)
 		}
 	}()
 	var group, changes, copies [len(nodes)]int
