@@ -13,7 +13,7 @@ import (
 )
 
 // RabbitMQ takes the acks for a quorum queue in after it has answered the client, and presumably a busy one can lose the last
-// of them with the channel: once in hundreds of runs, on a busy machine, the count was not right. It is not so each time.
+// of them with the channel: the count was not right once, on a busy machine. It is not so each time.
 func TestRouterShutdownCutsNoHandlerAndHandlesNothingTwice(t *testing.T) {
 	t.Parallel()
 	const tries = 3
