@@ -81,13 +81,15 @@ const (
 // others are being handled are then handled by many, in one transaction. many does for each what one does, or returns an
 // error and does nothing: then those that the inbox knows are told so, and others are tried again in smaller numbers, in
 // the end by one, in their own goroutines. Messages that are Apart do not come to many.
-func HandleTogether[E any](one func(ctx context.Context, e E) error, many func(ctx context.Context, all []E) error) func(ctx context.Context, e E) error {
+//
+// rest is Together.Rest: the longer, the fewer transactions there are, and the later their messages are handled.
+func HandleTogether[E any](rest time.Duration, one func(ctx context.Context, e E) error, many func(ctx context.Context, all []E) error) func(ctx context.Context, e E) error {
 	type message struct {
 		delivery Delivery
 		event    E
 	}
 	together := &Together[message]{
-		Most: mostDeliveries, Parallel: 1, Patience: deliveryPatience,
+		Most: mostDeliveries, Parallel: 1, Patience: deliveryPatience, Rest: rest,
 		One: func(ctx context.Context, m message) error { return one(ctx, m.event) }, // the inbox knows what is done
 		Many: func(ctx context.Context, all []message) (map[int]error, error) {
 			deliveries, events := make([]Delivery, len(all)), make([]E, len(all))

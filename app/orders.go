@@ -31,7 +31,9 @@ type LegacyPublishing struct {
 // NewOrders returns the use cases over the order service's database.
 func NewOrders(store Store[OrderTx]) *Orders {
 	s := &Orders{store: store}
-	s.together = &Together[*placing]{One: s.placeOne, Many: s.placeMany, Most: 64, Parallel: 1, Patience: 100 * time.Millisecond}
+	s.together = &Together[*placing]{
+		One: s.placeOne, Many: s.placeMany, Most: 64, Parallel: 1, Patience: 100 * time.Millisecond, Rest: 2 * time.Millisecond,
+	}
 	return s
 }
 

@@ -25,8 +25,8 @@ type Payments struct {
 // NewPayments returns the use cases over the payment service's database.
 func NewPayments(store Store[PaymentTx], gateway Gateway) *Payments {
 	s := &Payments{store: store, gateway: gateway}
-	s.begin = HandleTogether(s.beginOne, s.beginMany)
-	s.settle = HandleTogether(s.settleOne, s.settleMany)
+	s.begin = HandleTogether(paymentRest, s.beginOne, s.beginMany)
+	s.settle = HandleTogether(paymentRest, s.settleOne, s.settleMany)
 	return s
 }
 
@@ -40,6 +40,10 @@ type Gateway interface {
 	// what is asked for from now on is refused.
 	Cancel(ctx context.Context, bill payment.Bill) error
 }
+
+// paymentRest is how long the transactions before and after the gateway is asked let payments gather that come faster than
+// that: little beside the time that a gateway takes.
+const paymentRest = 10 * time.Millisecond
 
 // gatewayTimeout is how long one call of the gateway may take.
 const gatewayTimeout = 10 * time.Second

@@ -34,6 +34,9 @@ type Together[T any] struct {
 	// Patience is for how long a call counts as one of Parallel, for ever if zero. One that takes longer, because somebody
 	// holds its rows or the database does not answer, does not keep the others waiting.
 	Patience time.Duration
+	// Rest is for how long a call of Many counts as one of Parallel at least. Callers who come faster than that are served
+	// in fewer and larger batches, for about half of Rest of each one's time; those who come alone wait for nothing.
+	Rest time.Duration
 
 	mu      sync.Mutex
 	running int
@@ -66,7 +69,7 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 	if t.running < t.Parallel {
 		t.running++
 		t.mu.Unlock()
-		defer t.serving()()
+		defer t.serving()(1)
 		return t.One(ctx, item)
 	}
 	own := &ticket[T]{item: item, turn: make(chan error, 1)}
@@ -94,8 +97,9 @@ func (t *Together[T]) Do(ctx context.Context, item T) error {
 
 func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told error) error {
 	if errors.Is(told, errLead) {
-		defer t.serving()()
+		done := t.serving()
 		batch := t.take(own)
+		defer done(len(batch))
 		if len(batch) == 1 {
 			return t.One(ctx, own.item)
 		}
@@ -182,15 +186,20 @@ func (t *Together[T]) take(leader *ticket[T]) []*ticket[T] {
 	return batch
 }
 
-// serving begins a call that counts as one of Parallel until done is called or its time is over.
-func (t *Together[T]) serving() (done func()) {
-	if t.Patience == 0 {
-		return t.next
+// serving begins a call that counts as one of Parallel until done is called, with how many were served, or its patience is
+// over.
+func (t *Together[T]) serving() (done func(served int)) {
+	began, next := time.Now(), sync.OnceFunc(t.next)
+	stop := func() bool { return true }
+	if t.Patience > 0 {
+		stop = time.AfterFunc(t.Patience, next).Stop
 	}
-	next := sync.OnceFunc(t.next)
-	slow := time.AfterFunc(t.Patience, next)
-	return func() {
-		slow.Stop()
+	return func(served int) {
+		stop()
+		if rest := t.Rest - time.Since(began); served > 1 && rest > 0 {
+			time.AfterFunc(rest, next)
+			return
+		}
 		next()
 	}
 }

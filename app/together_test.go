@@ -106,6 +106,30 @@ func TestThoseWhoWaitAreServedTogetherInOrderAndNotTooMany(t *testing.T) {
 	require.Zero(t, d.together.running)
 }
 
+func TestWhoComesSoonAfterABatchWaitsForOthers(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return nil })
+	d.together.Rest = 2 * time.Second
+	for _, err := range d.occupy(t, 2)() {
+		require.NoError(t, err)
+	}
+	var callers sync.WaitGroup
+	for item := 20; item < 23; item++ {
+		callers.Go(func() { _ = d.together.Do(context.Background(), item) })
+		d.queued(t, item-19)
+	}
+	callers.Wait()
+	require.Equal(t, [][]int{{10, 11}, {20, 21, 22}}, d.manys)
+}
+
+func TestWhoComesAfterOneWhoWasAloneWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return nil })
+	d.together.Rest = time.Hour
+	require.NoError(t, d.together.Do(context.Background(), 5))
+	require.NoError(t, d.together.Do(context.Background(), 6))
+}
+
 func TestWhatFailsTogetherIsTriedAloneAndEachGetsItsOwnError(t *testing.T) {
 	t.Parallel()
 	for name, many := range map[string]func([]int) error{

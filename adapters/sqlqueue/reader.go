@@ -84,8 +84,9 @@ const (
 	batch = 500
 	// firstLook is how soon a reader that found nothing looks again. Each further time it waits twice as long.
 	firstLook = 10 * time.Millisecond
-	// settleDelay is how long a settled row may wait for others, so that one statement is for all. Nobody waits for it.
-	settleDelay = 5 * time.Millisecond
+	// settleDelay is how long a settled row may wait for others, so that one statement is for all. Nobody waits for it, unless
+	// no more rows may be in flight.
+	settleDelay = 15 * time.Millisecond
 )
 
 // Reader implements message.Subscriber. The topic of Subscribe names nothing: the Config says which rows are read.
@@ -400,7 +401,7 @@ func (s *subscription) settle(stop <-chan struct{}) {
 		}
 		others := time.NewTimer(settleDelay)
 	more:
-		for len(outcomes) < batch {
+		for len(outcomes) < min(batch, s.cfg.Window) {
 			select {
 			case o := <-s.settled:
 				outcomes = append(outcomes, o)

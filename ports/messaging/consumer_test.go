@@ -262,7 +262,7 @@ func (c *counter) together(t *testing.T, failures app.Failures, contexts map[str
 	c.began, c.gate, c.effects, c.alone = time.Now(), make(chan struct{}), map[string]int{}, map[string]int{}
 	all, err := NewConsumers(Acceptance{Horizon: time.Hour}, []time.Duration{5 * time.Second}, time.Second, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	route := onMany(Order, "q", c.one, c.many)
+	route := onMany(Order, "q", patient, c.one, c.many)
 	consumer := &consumer{Consumers: all, route: route, failures: failures, pause: pause{logger: all.logger}, logger: all.logger}
 	handle := func(msg *message.Message) ([]*message.Message, error) { return nil, route.handle(msg, "q", all.accept) }
 	for _, around := range slices.Backward(consumer.middlewares()) {

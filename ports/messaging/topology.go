@@ -57,9 +57,9 @@ type UseCases struct {
 // whatever is in flight would be handled again.
 func Topology(u UseCases, withPayment bool) []Route {
 	routes := []Route{
-		onMany(Dispatch, "dispatch.assign-courier", u.Dispatches.AssignPlaced, u.Dispatches.AssignPlacedMany),
-		onMany(Compensation, "compensation.recreate-order", u.Compensation.Recreate, u.Compensation.RecreateMany),
-		onMany(Order, "order.mark-dispatched", u.Orders.MarkDispatched, u.Orders.MarkDispatchedMany),
+		onMany(Dispatch, "dispatch.assign-courier", urgent, u.Dispatches.AssignPlaced, u.Dispatches.AssignPlacedMany),
+		onMany(Compensation, "compensation.recreate-order", patient, u.Compensation.Recreate, u.Compensation.RecreateMany),
+		onMany(Order, "order.mark-dispatched", patient, u.Orders.MarkDispatched, u.Orders.MarkDispatchedMany),
 		on(Order, "order.mark-delivered", u.Orders.MarkDelivered),
 		on(Order, "order.cancel-undispatchable", u.Orders.CancelUndispatchable),
 		on(Dispatch, "dispatch.release-courier", u.Dispatches.Release),
@@ -71,9 +71,9 @@ func Topology(u UseCases, withPayment bool) []Route {
 	return append(routes,
 		on(Payment, "payment.charge-order", u.Payments.Charge),
 		on(Order, "order.cancel-unpaid", u.Orders.CancelUnpaid),
-		onMany(Dispatch, "dispatch.assign-courier-when-paid", u.Dispatches.AssignPaid, u.Dispatches.AssignPaidMany),
-		onMany(Points, "points.award-points", u.Points.Award, u.Points.AwardMany),
-		onMany(Order, "order.record-points", u.Orders.RecordPoints, u.Orders.RecordPointsMany),
+		onMany(Dispatch, "dispatch.assign-courier-when-paid", urgent, u.Dispatches.AssignPaid, u.Dispatches.AssignPaidMany),
+		onMany(Points, "points.award-points", patient, u.Points.Award, u.Points.AwardMany),
+		onMany(Order, "order.record-points", patient, u.Orders.RecordPoints, u.Orders.RecordPointsMany),
 		on(Payment, "payment.refund-order", u.Payments.Refund),
 		on(Points, "points.revoke-points", u.Points.Revoke),
 	)
@@ -98,9 +98,16 @@ func on[E event.Event](role Role, queue string, useCase func(context.Context, E)
 	}}
 }
 
+// How long the transactions of a queue let messages gather that come faster than that. Without it all queues would run as
+// many and as small transactions as the processor allows, and a courier would wait for what nobody waits for.
+const (
+	urgent  = 3 * time.Millisecond // somebody waits for the courier
+	patient = 10 * time.Millisecond
+)
+
 // onMany is on for a use case that can handle many events at once, as app.HandleTogether says.
-func onMany[E event.Event](role Role, queue string, one func(context.Context, E) error, many func(context.Context, []E) error) Route {
-	return on(role, queue, app.HandleTogether(one, many))
+func onMany[E event.Event](role Role, queue string, rest time.Duration, one func(context.Context, E) error, many func(context.Context, []E) error) Route {
+	return on(role, queue, app.HandleTogether(rest, one, many))
 }
 
 // Validator returns what says whether a queue's consumer could read a message. Its error is Invalid.
