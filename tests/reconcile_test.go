@@ -98,6 +98,7 @@ func (s *system) old(t testing.TB, name string) string {
 	t.Helper()
 	id := s.place(t, name, 2850)
 	s.awaitDispatched(t, id)
+	s.awaitSent(t, s.order, s.dispatch)
 	s.age(t, id)
 	return id
 }
