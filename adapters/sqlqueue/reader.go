@@ -42,6 +42,10 @@ type Config struct {
 	// Ready waits until messages can be handled. If they can it returns nil, even if ctx has ended. nil if they always can.
 	Ready func(ctx context.Context) error
 
+	// Yield makes the reader take rows for no more than half of the time while more than it can take are waiting, so that
+	// those whom they make work are not left far behind.
+	Yield bool
+
 	Window        int                      // the most messages in flight that were read, 1000 if zero; half as many may be handed over
 	Lease         time.Duration            // 10 s if zero; renewed while a message is in flight
 	Poll          time.Duration            // how long a row may stay unnoticed for which nobody rings here, 250 ms if zero
@@ -87,6 +91,8 @@ const (
 	// settleDelay is how long a settled row may wait for others, so that one statement is for all. Nobody waits for it, unless
 	// no more rows may be in flight.
 	settleDelay = 15 * time.Millisecond
+	// longestYield is for how long a reader yields at most: one that took longer waited for the database.
+	longestYield = 100 * time.Millisecond
 )
 
 // Reader implements message.Subscriber. The topic of Subscribe names nothing: the Config says which rows are read.
@@ -241,6 +247,7 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 			return
 		}
 		heard := s.cfg.Bell.Heard(s.cfg.Queue)
+		began := time.Now()
 		rows, err := s.claim(taking, free)
 		if err == nil && trouble {
 			trouble, pause = false, 0
@@ -277,6 +284,11 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 			}
 		case len(rows) < free:
 			s.await(taking, heard)
+		case s.cfg.Yield:
+			select {
+			case <-taking.Done():
+			case <-time.After(min(time.Since(began), longestYield)):
+			}
 		}
 	}
 }

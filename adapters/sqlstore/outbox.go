@@ -179,7 +179,8 @@ func (outboxSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.Le
 // not taken while it waits. What the broker has confirmed goes over into outbox_confirmed.
 func (m *Messages) Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader {
 	return sqlqueue.NewReader(m.db, sqlqueue.Config{
-		Table: "outbox", Bell: &m.bell, Handover: &m.handover, Ready: ready, Archive: m.confirmed, OnSettled: onSettled, Drain: relayDrain,
+		Table: "outbox", Bell: &m.bell, Handover: &m.handover, Ready: ready, Yield: true,
+		Archive: m.confirmed, OnSettled: onSettled, Drain: relayDrain,
 	}, logger)
 }
 
