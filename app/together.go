@@ -34,8 +34,8 @@ type Together[T any] struct {
 	// Patience is for how long a call counts as one of Parallel, for ever if zero. One that takes longer, because somebody
 	// holds its rows or the database does not answer, does not keep the others waiting.
 	Patience time.Duration
-	// Rest is for how long a call of Many counts as one of Parallel at least. Callers who come faster than that are served
-	// in fewer and larger batches, for about half of Rest of each one's time; those who come alone wait for nothing.
+	// Rest is for how long a call of Many counts as one of Parallel at least. Callers who come faster than that wait for about
+	// half of it and are served in fewer and larger batches; one who comes after another who was alone waits for nothing.
 	Rest time.Duration
 
 	mu      sync.Mutex
