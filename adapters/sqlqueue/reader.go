@@ -285,11 +285,16 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 		case len(rows) < free:
 			s.await(taking, heard)
 		case s.cfg.Yield:
-			select {
-			case <-taking.Done():
-			case <-time.After(min(time.Since(began), longestYield)):
-			}
+			rest(taking, min(time.Since(began), longestYield))
 		}
+	}
+}
+
+// rest waits until the time is over or taking ends.
+func rest(taking context.Context, d time.Duration) {
+	select {
+	case <-taking.Done():
+	case <-time.After(d):
 	}
 }
 
