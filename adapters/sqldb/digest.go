@@ -1,7 +1,7 @@
 package sqldb
 
 import (
-	"crypto/md5" //nolint:gosec // MySQL has it too; it finds differences and protects nothing
+	"crypto/sha256" // MySQL 9.6 has no MD5 and no SHA1
 	"database/sql/driver"
 	"encoding/binary"
 	"fmt"
@@ -33,7 +33,7 @@ func (d Dialect) Digest(parts ...string) string {
 	if d.Engine == "sqlite" {
 		return "takeout_digest(" + list + ")"
 	}
-	return "CAST(CONV(LEFT(MD5(CONCAT_WS('|', " + list + ")), 10), 16, 10) AS SIGNED)"
+	return "CAST(CONV(LEFT(SHA2(CONCAT_WS('|', " + list + "), 256), 10), 16, 10) AS SIGNED)"
 }
 
 // Divide is an expression: the quotient of two positive whole numbers without its fraction.
@@ -69,6 +69,6 @@ func sqliteDigest(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value,
 		}
 		fmt.Fprint(&text, arg)
 	}
-	sum := md5.Sum([]byte(text.String())) //nolint:gosec // see above
+	sum := sha256.Sum256([]byte(text.String()))
 	return int64(binary.BigEndian.Uint64(sum[:8]) >> 24), nil
 }

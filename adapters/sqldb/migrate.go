@@ -143,7 +143,7 @@ func (db *DB) lockMigrations(ctx context.Context) (unlock func(), err error) {
 		release()
 		return nil, err
 	}
-	const name = "CONCAT('takeout.migrate.', MD5(DATABASE()))" // a lock's name is the server's, not the database's
+	const name = "CONCAT('takeout.migrate.', LEFT(SHA2(DATABASE(), 256), 32))" // a lock's name is the server's, not the database's
 	for {
 		// The driver gives up reading after 10 s, so waiting is asked for in shorter turns.
 		var got sql.NullInt64
