@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -294,6 +295,32 @@ func TestNoEventIsHandedOutBeforeItsLeaseIsCommitted(t *testing.T) {
 	receive(t, messages).Ack()
 }
 
+// keyThatFinds returns the key by which the server finds the rows of the table that a statement names first, or "" if it reads
+// them all.
+func keyThatFinds(t testing.TB, db *sql.DB, table, statement string, args ...any) string {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), "EXPLAIN FORMAT=TRADITIONAL "+statement, args...)
+	require.NoError(t, err)
+	defer rows.Close()
+	columns, err := rows.Columns()
+	require.NoError(t, err)
+	values := make([]sql.NullString, len(columns))
+	targets := make([]any, len(columns))
+	for i := range values {
+		targets[i] = &values[i]
+	}
+	value := func(column string) string { return values[slices.Index(columns, column)].String }
+	for rows.Next() {
+		require.NoError(t, rows.Scan(targets...))
+		if value("table") == table || value("table") == "t" {
+			return value("key")
+		}
+	}
+	require.NoError(t, rows.Err())
+	t.Fatalf("the plan does not name %s", table)
+	return ""
+}
+
 // Whoever reads the whole table waits for rows that others have locked, and they for his.
 func TestRowsAreFoundByTheirKeyHoweverSmallTheServerBelievesTheirTableToBe(t *testing.T) {
 	t.Parallel()
@@ -316,9 +343,7 @@ func TestRowsAreFoundByTheirKeyHoweverSmallTheServerBelievesTheirTableToBe(t *te
 		for _, statement := range []string{
 			db.UpdateByID("queue", "available_at = 1", n), db.CopyByID("queue", "kept", "payload", "payload", n), db.DeleteByID("queue", n),
 		} {
-			var plan string
-			require.NoError(t, db.Writer().QueryRowContext(ctx, "EXPLAIN FORMAT=JSON "+statement, ids...).Scan(&plan))
-			require.Contains(t, plan, `"key": "PRIMARY"`, "%d ids: %s", n, statement[:40])
+			require.Equal(t, "PRIMARY", keyThatFinds(t, db.Writer(), "queue", statement, ids...), "%d ids: %s", n, statement[:40])
 		}
 	}
 }

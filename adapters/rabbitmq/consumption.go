@@ -307,7 +307,7 @@ func (c *consumption) ack(tag uint64, andThoseBefore bool) {
 // returnHeld gives the deliveries whose delay is over by now back to the queue.
 func (c *consumption) returnHeld(now time.Time) {
 	for len(c.held) > 0 && !c.held[0].due.After(now) {
-		c.requeue(c.held[0].tag)
+		c.returnFailed(c.held[0].tag)
 		c.held = c.held[1:]
 		c.inFlight--
 	}
@@ -317,7 +317,15 @@ func (c *consumption) returnHeld(now time.Time) {
 	c.ackSoon()
 }
 
-func (c *consumption) requeue(tag uint64) {
+// returnFailed gives back a delivery whose handling failed. From 4.3 on RabbitMQ counts basic.reject against the delivery limit and
+// not basic.nack; before, it counted both.
+func (c *consumption) returnFailed(tag uint64) {
+	_ = c.channel.Reject(tag, true)
+	c.ledger.settle(tag)
+}
+
+// returnUnseen gives back a delivery that the reader has not seen.
+func (c *consumption) returnUnseen(tag uint64) {
 	_ = c.channel.Nack(tag, false, true)
 	c.ledger.settle(tag)
 }
@@ -331,7 +339,7 @@ func (c *consumption) drain() {
 	}
 	if c.offered != nil {
 		c.offered.end()
-		c.requeue(c.offered.tag)
+		c.returnUnseen(c.offered.tag)
 		c.offered = nil
 	}
 	ending := c.reading.Done()
@@ -376,7 +384,7 @@ func (c *consumption) stop(from *source) {
 		return // the channel is closed, and so everything has gone back
 	}
 	for d := range from.deliveries {
-		c.requeue(d.DeliveryTag)
+		c.returnUnseen(d.DeliveryTag)
 	}
 }
 
