@@ -80,8 +80,8 @@ func (s *Payments) beginOne(ctx context.Context, bill payment.Bill) error {
 	ctx = WithoutDelivery(ctx)
 	p, err := s.Get(ctx, bill.OrderID)
 	if domain.KindOf(err) == domain.NotFound {
-		p = charging(bill)
 		err = s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
+			p = charging(bill)
 			err := tx.Payments.Add(ctx, p)
 			if domain.KindOf(err) == domain.Conflict { // somebody else's, or our own from a COMMIT without an answer
 				p, err = tx.Payments.Get(ctx, bill.OrderID)

@@ -68,7 +68,9 @@ func (v *staleViews) serve(client net.Conn, target string) {
 	defer answering.Wait()
 	defer server.Close()
 	instead := map[string]string{
-		"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED": "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+		// MySQL, MariaDB, and MariaDB from 11.6.2 on, which would refuse to lock what has changed since the view was opened.
+		"SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED": "SET /*!80000 transaction_isolation = 'REPEATABLE-READ' */ " +
+			"/*M!100000 tx_isolation = 'REPEATABLE-READ' */ /*M!110602 , innodb_snapshot_isolation = OFF */",
 		"START TRANSACTION": "START TRANSACTION WITH CONSISTENT SNAPSHOT",
 	}
 	begins := false // the statement before was START TRANSACTION, and has been answered when the next one comes

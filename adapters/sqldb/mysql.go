@@ -177,7 +177,7 @@ func classifyMySQL(err error) class {
 		switch e.Number {
 		case 1062: // duplicate entry
 			return duplicate
-		case 1213, 3101: // deadlock found, or a conflict with another member of a cluster
+		case 1213, 3101, 1020: // deadlock found, a conflict with another member of a cluster, a row that changed since it was read
 			return deadlock
 		case 1205: // lock wait timeout
 			return lockWait
