@@ -12,7 +12,7 @@ packages = ./...
 compose = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose) -p takeout -f docker/compose.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help run up down test test-race verify verify-mutants verify-cluster bench lint fmt build image
+.PHONY: help run up down test test-race test-newest verify verify-mutants verify-cluster bench lint fmt build image
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ test: ## run all tests, with a real MySQL or MariaDB and a real RabbitMQ
 
 test-race: ## run all tests with the race detector; slower
 	CGO_ENABLED=1 $(with_servers) $(GO) test -count=1 -timeout 30m -race -parallel $(parallel) $(packages)
+
+test-newest: ## run the component tests with the MySQL and RabbitMQ of Debian unstable, in containers; builds the images first
+	docker/test-images/build.sh newest
+	TAKEOUT_TEST_ENV=docker TAKEOUT_TEST_MYSQL_IMAGE=takeout-test/mysql:sid TAKEOUT_TEST_RABBITMQ_IMAGE=takeout-test/rabbitmq:sid \
+		$(MAKE) test packages="./tests/... ./adapters/..."
 
 VERIFY_RUNS ?= 10
 VERIFY_ORDERS ?= 100000
