@@ -40,6 +40,7 @@ func StartGalera(ctx context.Context) (nodes [3]*Server, err error) {
 	for i := range nodes {
 		settings := []string{
 			"--wsrep-on=ON",
+			"--loose-plugin-wsrep-provider=OFF", // else MariaDB 11 refuses to change the provider's options later
 			"--wsrep-provider=" + found[0],
 			"--wsrep-cluster-address=" + members,
 			"--wsrep-node-address=127.0.0.1:" + strconv.Itoa(group[i]),
