@@ -386,7 +386,7 @@ func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T
 	require.Equal(t, 1, count(t, rawURL, "SELECT COUNT(*) FROM outbox"))
 }
 
-func TestNodeWithoutAMajorityRefusesOrdersAndSpendsNoAttempt(t *testing.T) {
+func TestDatabaseThatMayDoNothingRefusesOrdersAndSpendsNoAttempt(t *testing.T) {
 	t.Parallel()
 	rawURL, between := behindFaults(t)
 	s := startWith(t, stack{order: rawURL, dispatch: testenv.MySQL(t), broker: testenv.AMQP(t)}, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
@@ -394,18 +394,26 @@ func TestNodeWithoutAMajorityRefusesOrdersAndSpendsNoAttempt(t *testing.T) {
 	s.awaitDispatched(t, id)
 	broker := s.publisher(t)
 
-	alone := between.Arm(sqlproxy.Fault{At: sqlproxy.Statement, Do: sqlproxy.Fail, Code: 1047, Count: -1})
-	publishAssignment(t, broker, id)
-	s.refusesOrders(t)
-	eventually(t, "the consumer waits", func() error {
-		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, `"consumer order.mark-dispatched":{"ok":false,"detail":"pauses: `) {
-			return fmt.Errorf("%s", a)
-		}
-		return nil
-	})
-	alone.Disarm()
-	s.awaitTaken(t)
-	s.awaitHandled(t, "order.mark-dispatched", 2)
+	for i, code := range []uint16{
+		1047, // a node of a Galera cluster without a majority
+		3032, // a member that its group has expelled
+		3797, // a new primary that has not caught up
+		2003, // MySQL Router, which reaches nobody
+		9001, // ProxySQL likewise
+	} {
+		alone := between.Arm(sqlproxy.Fault{At: sqlproxy.Statement, Do: sqlproxy.Fail, Code: code, Count: -1})
+		publishAssignment(t, broker, id)
+		s.refusesOrders(t)
+		eventually(t, "the consumer waits", func() error {
+			if a := mustGet(t, s.api+"/readyz"); !contains(a.body, `"consumer order.mark-dispatched":{"ok":false,"detail":"pauses: `) {
+				return fmt.Errorf("%d: %s", code, a)
+			}
+			return nil
+		})
+		alone.Disarm()
+		s.awaitTaken(t)
+		s.awaitHandled(t, "order.mark-dispatched", i+2)
+	}
 	s.noFailures(t)
 	require.Empty(t, s.sampleOf(t, "takeout_retries_delayed_total"), "no retry is spent")
 }

@@ -5,11 +5,13 @@
 package tests
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,35 +104,78 @@ func TestClusterLosesNoMessageWhateverBecomesOfAMinority(t *testing.T) {
 	while("it is back", func() {})
 }
 
+// databaseCluster is three servers that have the same, one of which is written to through proxies.
+type databaseCluster struct {
+	nodes              [3]*testenv.MySQLServer
+	urls               [3]string // of the order database
+	orders, dispatches *proxy
+}
+
+// startOn starts the system on a cluster, with clients that go on placing orders.
+func startOn(t testing.TB, nodes [3]*testenv.MySQLServer) (*system, *databaseCluster, *crashLoad) {
+	t.Helper()
+	c := &databaseCluster{nodes: nodes}
+	st := stack{broker: testenv.AMQP(t)}
+	st.order, c.orders = through(t, nodes[0].URL("orders"))
+	st.dispatch, c.dispatches = through(t, nodes[0].URL("dispatch"))
+	for i, node := range nodes {
+		c.urls[i] = node.Replicated("orders")
+	}
+	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
+	load := &crashLoad{api: s.api, stop: make(chan struct{})}
+	load.placeThrough(t, 1_000_000, 4)
+	return s, c, load
+}
+
+// lead has new connections go to a node.
+func (c *databaseCluster) lead(t testing.TB, node int) {
+	c.orders.lead(t, c.urls[node])
+	c.dispatches.lead(t, c.urls[node])
+}
+
+// move has all connections go to a node.
+func (c *databaseCluster) move(t testing.TB, node int) {
+	c.lead(t, node)
+	for _, balancer := range []*proxy{c.orders, c.dispatches} {
+		balancer.cut()
+		balancer.mend()
+	}
+}
+
+// goesOn waits until 300 more orders are accepted.
+func (l *crashLoad) goesOn(t testing.TB) {
+	t.Helper()
+	want := l.accepted.Load() + 300
+	within(t, time.Minute, "orders are accepted", func() error {
+		if n := l.accepted.Load(); n < want {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+}
+
+// settles ends the load and checks that nothing was lost.
+func (l *crashLoad) settles(t testing.TB, s *system) {
+	t.Helper()
+	close(l.stop)
+	l.clients.Wait()
+	s.awaitAllDispatched(t, s.orderRows(t, "SELECT COUNT(*) FROM order_info"))
+	s.awaitRest(t)
+	s.noFailures(t)
+	require.EqualValues(t, l.accepted.Load(), s.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE orderId LIKE 'load-%'"))
+	require.Empty(t, s.sampleOf(t, "takeout_retries_delayed_total"), "no retry is spent")
+}
+
 // As with the cluster of brokers. Everything is written to one node, as Galera's conflicts would otherwise cost more than its
 // second node brings.
 func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 	nodes := testenv.StartGalera(t)
-	const whole = len(nodes)
-	var urls [whole]string
-	for i, node := range nodes {
-		urls[i] = node.URL("orders")
-	}
-	st := stack{broker: testenv.AMQP(t)}
-	var orders, dispatches *proxy
-	st.order, orders = through(t, urls[0])
-	st.dispatch, dispatches = through(t, nodes[0].URL("dispatch"))
-	lead := func(node int) { // new connections
-		orders.lead(t, urls[node])
-		dispatches.lead(t, urls[node])
-	}
-	move := func(node int) {
-		lead(node)
-		for _, balancer := range []*proxy{orders, dispatches} {
-			balancer.cut()
-			balancer.mend()
-		}
-	}
+	s, c, load := startOn(t, nodes)
 	awaitWhole := func() { // in the eyes of all
 		t.Helper()
 		within(t, 2*time.Minute, "the cluster is whole", func() error {
 			views := map[string]bool{}
-			for _, url := range urls {
+			for _, url := range c.urls {
 				view := ""
 				for _, status := range []string{"wsrep_local_state_comment", "wsrep_cluster_size", "wsrep_cluster_conf_id"} {
 					var name, value string
@@ -142,7 +187,7 @@ func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 				views[view] = true
 			}
 			for view := range views {
-				if len(views) > 1 || !strings.HasPrefix(view, fmt.Sprintf("Synced %d ", whole)) {
+				if len(views) > 1 || !strings.HasPrefix(view, "Synced 3 ") {
 					return fmt.Errorf("%v", views)
 				}
 			}
@@ -150,45 +195,32 @@ func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 		})
 	}
 	awaitWhole()
-	s := startWith(t, st, func(cfg *service.Config) { cfg.PaymentGateway = "none" })
 
-	load := &crashLoad{api: s.api, stop: make(chan struct{})}
-	load.placeThrough(t, 1_000_000, 4)
-	goOn := func() {
-		t.Helper()
-		want := load.accepted.Load() + 300
-		within(t, time.Minute, "orders are accepted", func() error {
-			if n := load.accepted.Load(); n < want {
-				return fmt.Errorf("%d", n)
-			}
-			return nil
-		})
-	}
-	goOn()
+	load.goesOn(t)
 	nodes[0].Kill()
-	lead(1)
-	goOn()
+	c.lead(t, 1)
+	load.goesOn(t)
 	nodes[0].Start()
 	awaitWhole()
-	goOn()
+	load.goesOn(t)
 
 	nodes[1].Freeze() // and the others wait for it, until they go on without
-	move(2)
-	goOn()
+	c.move(t, 2)
+	load.goesOn(t)
 	nodes[1].Thaw()
 	awaitWhole()
-	goOn()
+	load.goesOn(t)
 
 	isolate := func(on int) {
-		execute(t, urls[2], fmt.Sprintf("SET GLOBAL wsrep_provider_options = 'gmcast.isolate=%d'", on))
+		execute(t, c.urls[2], fmt.Sprintf("SET GLOBAL wsrep_provider_options = 'gmcast.isolate=%d'", on))
 	}
 	isolate(1)
-	lead(0) // and nobody breaks the connections to the node that has lost the others
-	goOn()
+	c.lead(t, 0) // and nobody breaks the connections to the node that has lost the others
+	load.goesOn(t)
 	isolate(0)
 	awaitWhole()
-	move(2)
-	goOn()
+	c.move(t, 2)
+	load.goesOn(t)
 
 	nodes[0].Kill()
 	nodes[1].Kill()
@@ -203,15 +235,51 @@ func TestGaleraClusterLosesNothingWhateverBecomesOfItsNodes(t *testing.T) {
 	starting.Go(nodes[1].Start)
 	starting.Wait()
 	awaitWhole()
-	goOn()
+	load.goesOn(t)
+	load.settles(t, s)
+}
 
-	close(load.stop)
-	load.clients.Wait()
-	s.awaitAllDispatched(t, s.orderRows(t, "SELECT COUNT(*) FROM order_info"))
-	s.awaitRest(t)
-	s.noFailures(t)
-	require.EqualValues(t, load.accepted.Load(), s.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE orderId LIKE 'load-%'"))
-	require.Empty(t, s.sampleOf(t, "takeout_retries_delayed_total"), "no retry is spent")
+func TestReplicationGroupLosesNothingWhateverBecomesOfItsPrimary(t *testing.T) {
+	members := testenv.StartGroup(t)
+	s, c, load := startOn(t, members)
+	// awaitGroup waits until as many members are online in the eyes of each that is asked, and returns the primary.
+	awaitGroup := func(online int, asked ...int) (primary int) {
+		t.Helper()
+		within(t, 2*time.Minute, "the group is one", func() error {
+			for _, member := range asked {
+				var n, port int
+				err := database(t, c.urls[member]).QueryRow("SELECT COUNT(*), COALESCE(MAX(IF(member_role = 'PRIMARY', member_port, 0)), 0) "+
+					"FROM performance_schema.replication_group_members WHERE member_state = 'ONLINE'").Scan(&n, &port)
+				if err != nil || n != online {
+					return fmt.Errorf("%d sees %d online: %w", member, n, err)
+				}
+				primary = slices.IndexFunc(c.urls[:], func(url string) bool { return parse(t, url).Port() == fmt.Sprint(port) })
+			}
+			if primary < 0 {
+				return errors.New("there is no primary")
+			}
+			return nil
+		})
+		return primary
+	}
+	require.Equal(t, 0, awaitGroup(3, 0, 1, 2))
+
+	load.goesOn(t)
+	members[0].Kill()
+	second := awaitGroup(2, 1, 2)
+	c.lead(t, second)
+	load.goesOn(t)
+	members[0].Start()
+	awaitGroup(3, 0, 1, 2)
+	load.goesOn(t)
+
+	// The group expels a primary that stands still. When it goes on, it still takes what it is sent, and must not keep it.
+	members[second].Freeze()
+	third := awaitGroup(2, slices.DeleteFunc([]int{0, 1, 2}, func(member int) bool { return member == second })...)
+	c.lead(t, third) // and nobody breaks the connections to the one that was expelled
+	members[second].Thaw()
+	load.goesOn(t)
+	load.settles(t, s)
 }
 
 func TestOrderThatCouldNotBeSyncedIsNotAccepted(t *testing.T) {

@@ -177,22 +177,24 @@ func classifyMySQL(err error) class {
 		switch e.Number {
 		case 1062: // duplicate entry
 			return duplicate
-		case 1213, 3101, 1020: // deadlock found, a conflict with another member of a cluster, a row that changed since it was read
+		case 1213, 3101, // deadlock found, or a conflict with another member of a cluster
+			1020, 1412: // a row or a table's definition has changed since the transaction saw it
 			return deadlock
 		case 1205: // lock wait timeout
 			return lockWait
 		case 1264, 1366, 1406, 3140, 3819, 4025: // out of range, incorrect, too long, bad JSON, check constraint
 			return refused
-		case 1021, 1114, 1041, 1037, 1038, // disk full, table full, out of memory
-			1040, 1203, 1226, 1129, // too many connections, host blocked
+		case 1021, 1114, 1041, 1037, 1038, 1878, 3015, 3019, 3170, // disk full, table full, out of memory
+			1040, 1135, 1203, 1226, 1129, // too many connections, no thread for another, host blocked
 			1044, 1045, 1049, 1142, 1146, 1054, // not allowed, no such database, table or column: not set up (yet)
 			1053, 1077, 1079, 1180, 1927, 1158, 1159, 1160, 1161, // shutting down, error during commit, connection killed
-			1290, 1792, 1836, // read only
-			1047, 3100, // a member of a cluster that may do nothing
+			1036, 1290, 1792, 1836, 1874, 3032, // read only, offline
+			1047, 3100, 3796, 3797, 3798, 3799, // a member of a cluster that may do nothing, or not yet
 			1026, 1030, 1206, 1534, 1598, 1637, // errors of files, the storage engine, the lock table, the binary log, too much at once
-			1130, 1143, 1524, 1698, 1820, 1862, 3118, 3159, 4151, // not allowed in, in other ways
+			1130, 1143, 1524, 1698, 1820, 1862, 3118, 3159, 4150, 4151, // not allowed in, in other ways
 			3168, 3169, // shutting down, session killed
-			1317, 3024, 1969, 4031: // interrupted, took too long, was silent for too long
+			1317, 3024, 1969, 4031, // interrupted, took too long, was silent for too long
+			2002, 2003, 2006, 2013, 9001: // not the server but a proxy before it, which cannot reach it
 			return unavailable
 		}
 		return other

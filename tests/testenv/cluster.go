@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"testing"
 
 	"takeout/verify/servers"
@@ -30,11 +31,24 @@ func StartRabbitMQCluster(t testing.TB) (nodes [3]*RabbitMQServer) {
 // needs MariaDB with Galera installed on this machine. A node that is started again needs another one that runs.
 func StartGalera(t testing.TB) (nodes [3]*MySQLServer) {
 	t.Helper()
-	started, err := servers.StartGalera(aborted)
+	return started(t, servers.StartGalera)
+}
+
+// StartGroup starts three MySQL servers with group replication for this test alone, the first of which is the primary, and
+// removes them when the test ends. It needs MySQL installed on this machine. A server that is started again needs two others
+// that run.
+func StartGroup(t testing.TB) (members [3]*MySQLServer) {
+	t.Helper()
+	return started(t, servers.StartGroup)
+}
+
+func started(t testing.TB, start func(context.Context) ([3]*servers.Server, error)) (nodes [3]*MySQLServer) {
+	t.Helper()
+	all, err := start(aborted)
 	if err != nil {
 		t.Fatalf("testenv: start a cluster: %v", err)
 	}
-	for i, s := range started {
+	for i, s := range all {
 		nodes[i] = &MySQLServer{private{t, s}}
 		t.Cleanup(s.Close)
 	}

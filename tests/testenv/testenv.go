@@ -110,6 +110,9 @@ func (s *MySQLServer) URL(db string) string {
 	return withDatabase(s.server.URL(), db)
 }
 
+// Replicated is URL of a database that the server has, or will have, from another.
+func (s *MySQLServer) Replicated(db string) string { return withDatabase(s.server.URL(), db) }
+
 // Follow makes the server a replica that is sent whatever is written to primary from now on. Both must have been
 // started with --log-bin and with a --server-id of their own.
 func (s *MySQLServer) Follow(primary *MySQLServer) {

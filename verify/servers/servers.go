@@ -232,7 +232,8 @@ func newMySQL(ctx context.Context, program string, n mysqlNode) (_ *Server, err 
 	// time have crashed.
 	data, initFile, own := filepath.Join(dir, "data"), filepath.Join(dir, "init.sql"), []string{"--tmpdir=" + dir}
 	if err := os.WriteFile(initFile, []byte(
-		"CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';\n"+
+		"SET sql_log_bin = 0;\n"+ // a member of a group has its own users
+			"CREATE USER IF NOT EXISTS 'root'@'127.0.0.1';\n"+
 			"ALTER USER 'root'@'127.0.0.1' IDENTIFIED BY '"+Password+"';\n"+
 			"GRANT ALL PRIVILEGES ON *.* TO 'root'@'127.0.0.1' WITH GRANT OPTION;\n"), 0o600); err != nil {
 		return nil, err
