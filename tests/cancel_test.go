@@ -364,7 +364,7 @@ func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 			changed <- err
 		}()
 		eventually(t, "whoever counts waits for what is being delivered", func() error {
-			waiting := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN information_schema.processlist p "+
+			waiting := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN "+processlist(t, st.dispatch)+" p "+
 				"ON p.id = trx_mysql_thread_id WHERE p.db = DATABASE() AND trx_state = 'LOCK WAIT'")
 			if len(changed) == 0 && waiting == 0 {
 				return fmt.Errorf("it has not begun")

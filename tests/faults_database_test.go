@@ -50,7 +50,7 @@ func admin(t testing.TB, rawURL string) func(statement string, args ...any) {
 func disconnect(t testing.TB, rawURL string) {
 	t.Helper()
 	var ids sql.NullString
-	require.NoError(t, database(t, rawURL).QueryRow("SELECT GROUP_CONCAT(id) FROM information_schema.processlist WHERE user = 'ordinary'").Scan(&ids))
+	require.NoError(t, database(t, rawURL).QueryRow("SELECT GROUP_CONCAT(id) FROM "+processlist(t, rawURL)+" WHERE user = 'ordinary'").Scan(&ids))
 	for id := range strings.SplitSeq(ids.String, ",") {
 		_, _ = database(t, rawURL).Exec("KILL " + id) // it may have gone by itself
 	}
@@ -160,7 +160,7 @@ func occupy(t testing.TB, rawURL, crowd string) (release func()) {
 			}
 			taken = append(taken, conn)
 		}
-		if n := count(t, rawURL, "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'ordinary'"); n > 0 {
+		if n := count(t, rawURL, "SELECT COUNT(*) FROM "+processlist(t, rawURL)+" WHERE user = 'ordinary'"); n > 0 {
 			disconnect(t, rawURL)
 			return fmt.Errorf("the program has %d", n)
 		}

@@ -162,7 +162,7 @@ func (s *system) placeThatWaits(t testing.TB, orderID string) (release func()) {
 
 func (s *system) waitingDispatches(t testing.TB) int {
 	t.Helper()
-	return s.dispatchRows(t, "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'INSERT INTO platoon%'")
+	return executing(t, s.dispatch, "INSERT INTO platoon%")
 }
 
 func (s *system) awaitDispatchThatWaits(t testing.TB) {

@@ -476,6 +476,24 @@ func count(t testing.TB, url, query string, args ...any) int {
 	return n
 }
 
+// processlist is the table of a server's connections. MySQL has two, and from version 9 on cannot read the elder while any
+// connection executes a statement with bytes in it that are no text.
+func processlist(t testing.TB, url string) string {
+	t.Helper()
+	var version string
+	require.NoError(t, database(t, url).QueryRow("SELECT VERSION()").Scan(&version))
+	if strings.Contains(version, "MariaDB") {
+		return "information_schema.processlist"
+	}
+	return "performance_schema.processlist"
+}
+
+// executing counts the connections to a database that are executing a statement LIKE this one.
+func executing(t testing.TB, url, statement string) int {
+	t.Helper()
+	return count(t, url, "SELECT COUNT(*) FROM "+processlist(t, url)+" WHERE db = DATABASE() AND info LIKE ?", statement)
+}
+
 // noFailures checks that no message was given up.
 func (s *system) noFailures(t testing.TB) {
 	t.Helper()

@@ -189,6 +189,18 @@ func admin(t *testing.T, rawURL string) *amqp.Channel {
 	return ch
 }
 
+// brokerVersion returns the version that the broker tells.
+func brokerVersion(t *testing.T, rawURL string) string {
+	t.Helper()
+	conn, err := amqp.Dial(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	version, _ := conn.Properties["version"].(string)
+	return version
+}
+
 // deleteQueue deletes a queue of that name, with what is in it.
 func deleteQueue(t *testing.T, ch *amqp.Channel, name string) {
 	t.Helper()
