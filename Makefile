@@ -51,8 +51,10 @@ verify: build ## a million orders and five hundred faults on each stack, in ten 
 verify-mutants: ## plant defects in the program, one at a time, and require that takeout verify finds each
 	$(GO) run ./verify/mutants/run
 
-verify-cluster: ## run the scenarios that need clusters of RabbitMQ and MariaDB, strace or faketime on this machine
-	$(with_servers) $(GO) test -count=1 -timeout 20m -tags machine ./tests -run 'TestCluster|TestGalera|TestOrderThatCouldNotBeSynced|TestLeasesHold'
+database_cluster = $(if $(shell PATH=$$PATH:/usr/sbin command -v mariadbd),TestGalera,TestReplicationGroup)
+
+verify-cluster: ## run the scenarios that need clusters of RabbitMQ and MariaDB or MySQL, strace or faketime on this machine
+	$(with_servers) $(GO) test -count=1 -timeout 20m -tags machine ./tests -run 'TestCluster|$(database_cluster)|TestOrderThatCouldNotBeSynced|TestLeasesHold'
 
 bench: ## measure takeout against stock Watermill, XA and the floor of this machine, in 30 minutes; BENCH_JSON=FILE keeps the figures
 	$(GO) run ./bench $(BENCH)

@@ -39,7 +39,7 @@ func TestIdleProgramLeavesItsDatabasesAlone(t *testing.T) {
 		_, err := admin.Exec("TRUNCATE mysql.general_log")
 		require.NoError(t, err)
 		time.Sleep(idleWindow)
-		rows, err := admin.Query("SELECT p.db, COUNT(*) FROM mysql.general_log l JOIN "+processlist(t, broker)+" p ON p.id = l.thread_id " +
+		rows, err := admin.Query("SELECT p.db, COUNT(*) FROM mysql.general_log l JOIN " + processlist(t, broker) + " p ON p.id = l.thread_id " +
 			"WHERE p.id <> CONNECTION_ID() AND l.command_type IN ('Query', 'Execute') GROUP BY p.db")
 		require.NoError(t, err)
 		defer rows.Close()
