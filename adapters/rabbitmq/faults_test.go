@@ -226,6 +226,32 @@ func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
 	}
 }
 
+func TestUserWhoMayNotDeclareUsesWhatIsThere(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartRabbitMQ(t)
+	for _, args := range [][]string{{"add_user", "narrow", "secret"}, {"set_permissions", "narrow", "^$", ".*", ".*"}} {
+		if out, err := server.Ctl(args...); err != nil {
+			t.Fatal(err, out)
+		}
+	}
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("narrow", "secret")
+	b := open(t, u.String(), rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	eventually(t, "what is missing is named", func() bool {
+		return strings.Contains(fmt.Sprint(b.Check()), "exchange takeout: ACCESS_REFUSED") && strings.Contains(fmt.Sprint(b.Check()), "it is not there")
+	})
+
+	bind(t, openReady(t, server.URL(), rabbitmq.Config{}), "topic", "q")
+	waitReady(t, b)
+	msgs, _ := subscribe(t, b, "q")
+	publish(t, b, "topic", "m")
+	receiveAcked(t, msgs, "m")
+}
+
 func TestWrongPasswordIsToldAndNotShown(t *testing.T) {
 	t.Parallel()
 	u, err := url.Parse(testenv.AMQP(t))

@@ -108,11 +108,11 @@ func (t *topology) declare(s *session, queues []string, bindings []binding) erro
 	if err != nil {
 		return err
 	}
-	if err := t.declareExchange(s, ch); err != nil {
+	if ch, err = t.declareExchange(s, ch); err != nil {
 		return err
 	}
 	for _, queue := range queues {
-		if err := t.declareQueue(s, ch, queue); err != nil {
+		if ch, err = t.declareQueue(s, ch, queue); err != nil {
 			return err
 		}
 	}
@@ -150,14 +150,15 @@ func (t *topology) bindingsOf(queue string) []binding {
 	return slices.DeleteFunc(t.remembered(), func(b binding) bool { return b.queue != queue })
 }
 
-func (t *topology) declareExchange(s *session, ch *amqp.Channel) error {
-	err := s.call(func() error {
+func (t *topology) declareExchange(s *session, ch *amqp.Channel) (*amqp.Channel, error) {
+	return t.ensure(s, ch, "exchange "+t.exchange, func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclare(t.exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+	}, func(ch *amqp.Channel) error {
+		return ch.ExchangeDeclarePassive(t.exchange, amqp.ExchangeTopic, true, false, false, false, nil)
 	})
-	return t.explain(s, "exchange "+t.exchange, err)
 }
 
-func (t *topology) declareQueue(s *session, ch *amqp.Channel, queue string) error {
+func (t *topology) declareQueue(s *session, ch *amqp.Channel, queue string) (*amqp.Channel, error) {
 	// The dead letter queue comes first, or a message that is given up right now would have nowhere to go.
 	name, dead := t.name(queue), t.deadName(queue)
 	for _, q := range []struct {
@@ -181,15 +182,35 @@ func (t *topology) declareQueue(s *session, ch *amqp.Channel, queue string) erro
 			amqp.QueueOverflowArg: amqp.QueueOverflowRejectPublish,
 		}},
 	} {
-		err := s.call(func() error {
+		var err error
+		ch, err = t.ensure(s, ch, "queue "+q.name, func(ch *amqp.Channel) error {
 			_, err := ch.QueueDeclare(q.name, true, false, false, false, q.arguments)
 			return err
-		})
-		if err := t.explain(s, "queue "+q.name, err); err != nil {
+		}, func(ch *amqp.Channel) error {
+			_, err := ch.QueueDeclarePassive(q.name, true, false, false, false, nil)
 			return err
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return ch, nil
+}
+
+// ensure declares something, or, if this user may not, makes sure that it is there: whoever keeps programs from declaring
+// has done so himself. It returns the channel to go on with, because a refusal closes the one it came over.
+func (t *topology) ensure(s *session, ch *amqp.Channel, what string, declare, find func(*amqp.Channel) error) (*amqp.Channel, error) {
+	err := s.call(func() error { return declare(ch) })
+	if refusal := refusalOf(err); refusal != nil && refusal.Code == amqp.AccessRefused {
+		if ch, err = openChannel(s); err != nil {
+			return nil, err
+		}
+		err = s.call(func() error { return find(ch) })
+		if missing := refusalOf(err); missing != nil && missing.Code == amqp.NotFound {
+			return nil, fmt.Errorf("%w, and it is not there: declare it, or let this user do so", t.explain(s, what, refusal))
+		}
+	}
+	return ch, t.explain(s, what, err)
 }
 
 func (t *topology) declareBinding(s *session, ch *amqp.Channel, b binding) error {
@@ -202,14 +223,22 @@ func (t *topology) explain(s *session, what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	refusal, ok := errors.AsType[*amqp.Error](err)
-	if !ok || !refusal.Server {
+	refusal := refusalOf(err)
+	if refusal == nil {
 		return fmt.Errorf("declare %s: %w", what, s.reason(err))
 	}
 	if refusal.Code == amqp.PreconditionFailed {
 		return fmt.Errorf("%w: %s exists with other arguments: %s (%s)", ErrRefused, what, t.hint, refusal.Reason)
 	}
 	return fmt.Errorf("%w: %s: %s", ErrRefused, what, refusal.Reason)
+}
+
+// refusalOf returns what the broker itself said, or nil.
+func refusalOf(err error) *amqp.Error {
+	if refusal, ok := errors.AsType[*amqp.Error](err); ok && refusal.Server {
+		return refusal
+	}
+	return nil
 }
 
 func openChannel(s *session) (*amqp.Channel, error) {
