@@ -70,6 +70,11 @@ func TestTransactionThatIsRunAgainStoresWhatOneRunWould(t *testing.T) {
 			"mark dispatched": {[]func(string) error{place("")}, func(id string) error {
 				return orders.MarkDispatched(handling(id), event.DispatchAssigned{OrderID: id, CourierID: "zhao", AssignedAt: at, Version: 1})
 			}, []string{stored + "'dispatched'"}},
+			"mark several dispatched": {[]func(string) error{place(""), func(id string) error { return place("")(id + "-2") }}, func(id string) error {
+				return orders.MarkDispatchedMany(handling(id), []event.DispatchAssigned{
+					{OrderID: id, CourierID: "zhao", AssignedAt: at, Version: 1}, {OrderID: id + "-2", CourierID: "zhao", AssignedAt: at, Version: 1},
+				})
+			}, []string{stored + "'dispatched'"}},
 			"cancel": {[]func(string) error{place("")}, func(id string) error {
 				_, err := orders.Cancel(t.Context(), orderID(t, id), "changed my mind")
 				return err
@@ -98,6 +103,9 @@ func TestTransactionThatIsRunAgainStoresWhatOneRunWould(t *testing.T) {
 		const stored = "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND order_money = 2850 AND state = "
 		for name, r := range map[string]rerun{
 			"assign": {nil, assign, []string{stored + "'assigned'", announced}},
+			"assign several": {nil, func(id string) error {
+				return dispatches.AssignPlacedMany(handling(id), []event.OrderPlaced{{Order: placed(id)}, {Order: placed(id + "-2")}})
+			}, []string{stored + "'assigned'", announced}},
 			"release": {[]func(string) error{assign}, func(id string) error {
 				return dispatches.Release(handling("cancel-"+id), cancelled(id))
 			}, []string{stored + "'released'"}},
@@ -140,6 +148,11 @@ func TestTransactionThatIsRunAgainStoresWhatOneRunWould(t *testing.T) {
 		}
 		for name, r := range map[string]rerun{
 			"award": {nil, award, []string{"SELECT COUNT(*) FROM points_entry WHERE orderId = ? AND points > 0", announced}},
+			"award several": {nil, func(id string) error {
+				return service.AwardMany(handling(id), []event.PaymentSucceeded{
+					{Order: placed(id), Reference: "r", PaidAt: at}, {Order: placed(id + "-2"), Reference: "r", PaidAt: at},
+				})
+			}, []string{"SELECT COUNT(*) FROM points_entry WHERE orderId = ? AND points > 0", announced}},
 			"revoke": {[]func(string) error{award}, func(id string) error {
 				return service.Revoke(handling("cancel-"+id), event.PaymentRefunded{Order: cancelled(id).Order, Reference: "r", RefundedAt: at})
 			}, []string{"SELECT COUNT(*) FROM points_entry WHERE orderId = ? AND points < 0"}},
