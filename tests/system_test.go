@@ -27,6 +27,7 @@ import (
 	"takeout/ports/httpapi"
 	"takeout/service"
 	"takeout/tests/testenv"
+	"takeout/verify/servers"
 )
 
 // stack is where a system keeps its data and sends its messages.
@@ -476,16 +477,12 @@ func count(t testing.TB, url, query string, args ...any) int {
 	return n
 }
 
-// processlist is the table of a server's connections. MySQL has two, and from version 9 on cannot read the elder while any
-// connection executes a statement with bytes in it that are no text.
+// processlist is servers.Processlist of the server that has the database.
 func processlist(t testing.TB, url string) string {
 	t.Helper()
-	var version string
-	require.NoError(t, database(t, url).QueryRow("SELECT VERSION()").Scan(&version))
-	if strings.Contains(version, "MariaDB") {
-		return "information_schema.processlist"
-	}
-	return "performance_schema.processlist"
+	table, err := servers.Processlist(t.Context(), database(t, url))
+	require.NoError(t, err)
+	return table
 }
 
 // executing counts the connections to a database that are executing a statement LIKE this one.

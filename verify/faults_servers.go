@@ -184,11 +184,11 @@ func (s *stack) set(ctx context.Context, rnd *rand.Rand, change, back string) (s
 }
 
 func killConnections(ctx context.Context, r *run, _ *servers.Server, _ *rand.Rand) (string, error) {
-	const of = ".processlist WHERE user = 'takeout'"
-	rows, err := r.stack.admin.QueryContext(ctx, "SELECT id FROM information_schema"+of)
-	if err != nil { // MySQL 9 cannot tell while somebody executes a statement with bytes in it that are no text
-		rows, err = r.stack.admin.QueryContext(ctx, "SELECT id FROM performance_schema"+of)
+	processlist, err := servers.Processlist(ctx, r.stack.admin)
+	if err != nil {
+		return "", err
 	}
+	rows, err := r.stack.admin.QueryContext(ctx, "SELECT id FROM "+processlist+" WHERE user = 'takeout'")
 	if err != nil {
 		return "", err
 	}

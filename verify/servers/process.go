@@ -227,11 +227,26 @@ func Greet(k Kind, u *url.URL) (product string, err error) {
 		}
 		return "", err
 	}
-	if strings.Contains(version, "MariaDB") {
+	if isMariaDB(version) {
 		return "MariaDB " + strings.SplitN(version, "-", 2)[0], nil
 	}
 	return "MySQL " + version, nil
 }
+
+// Processlist returns the table of the server's connections. MySQL has two, and from version 9 on cannot read the elder while
+// any connection executes a statement with bytes in it that are no text.
+func Processlist(ctx context.Context, db *sql.DB) (table string, err error) {
+	var version string
+	if err := db.QueryRowContext(ctx, "SELECT VERSION()").Scan(&version); err != nil {
+		return "", err
+	}
+	if isMariaDB(version) {
+		return "information_schema.processlist", nil
+	}
+	return "performance_schema.processlist", nil
+}
+
+func isMariaDB(version string) bool { return strings.Contains(version, "MariaDB") }
 
 // OpenMySQL returns a pool of connections to the server. It does not connect.
 func OpenMySQL(server *url.URL) (*sql.DB, error) {

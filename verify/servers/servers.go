@@ -6,7 +6,6 @@
 package servers
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -271,7 +270,7 @@ func createDataDirectory(program, data string, own []string) error {
 	if err != nil {
 		return fmt.Errorf("%s --version: %w", program, err)
 	}
-	if bytes.Contains(version, []byte("MariaDB")) {
+	if isMariaDB(string(version)) {
 		install := look("mariadb-install-db")
 		if install == "" {
 			install = look("mysql_install_db")
