@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"fmt"
-	"log/slog"
 	"math"
 	"math/rand/v2"
 	"strconv"
@@ -55,11 +54,7 @@ type finish struct {
 // interleaving is run a thousand times with other delays between its steps.
 func TestCompensationAndProducerAgreeHoweverTheyInterleave(t *testing.T) {
 	t.Parallel()
-	store, err := sqlstore.OpenOrders(testenv.MySQL(t), nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = store.Close() })
-	_, err = store.Migrate(context.Background())
-	require.NoError(t, err)
+	store := openStore(t, testenv.MySQL(t), sqlstore.OpenOrders)
 	track := &raceTrack{store, app.NewOrders(store), app.NewCompensation(store, 1_000_000)}
 	for name, run := range map[string]interleaving{
 		"commit":        (*race).commit,

@@ -698,11 +698,7 @@ func TestCommandLineAboutFailuresSaysWhatIsMissing(t *testing.T) {
 func TestRepairWhoseCommitIsNotAnsweredIsDoneOnceAndSaysSo(t *testing.T) {
 	t.Parallel()
 	place, commits := throughCommits(t, testenv.MySQL(t))
-	s, err := sqlstore.OpenOrders(place, nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	_, err = s.Migrate(t.Context())
-	require.NoError(t, err)
+	s := openStore(t, place, sqlstore.OpenOrders)
 	d := desk(s)
 	whole := announce(t, "x", "o1", 1)
 	for _, fault := range []commitFault{notExecuted, answerLost} {

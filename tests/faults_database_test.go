@@ -369,11 +369,7 @@ func behindFaults(t testing.TB) (rawURL string, between *sqlproxy.Proxy) {
 func TestWhatCouldNotBeRolledBackIsNotCommittedByTheNextTransaction(t *testing.T) {
 	t.Parallel()
 	rawURL, between := behindFaults(t)
-	s, err := sqlstore.OpenOrders(rawURL, nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	_, err = s.Migrate(t.Context())
-	require.NoError(t, err)
+	s := openStore(t, rawURL, sqlstore.OpenOrders)
 
 	refused := between.Arm(sqlproxy.Fault{At: sqlproxy.Statement, Match: "ROLLBACK", Do: sqlproxy.Fail, Code: 1047, Count: -1})
 	enough := errors.New("enough")

@@ -106,7 +106,6 @@ func TestClusterLosesNoMessageWhateverBecomesOfAMinority(t *testing.T) {
 
 // databaseCluster is three servers that have the same, one of which is written to through proxies.
 type databaseCluster struct {
-	nodes              [3]*testenv.MySQLServer
 	urls               [3]string // of the order database
 	orders, dispatches *proxy
 }
@@ -114,7 +113,7 @@ type databaseCluster struct {
 // startOn starts the system on a cluster, with clients that go on placing orders.
 func startOn(t testing.TB, nodes [3]*testenv.MySQLServer) (*system, *databaseCluster, *crashLoad) {
 	t.Helper()
-	c := &databaseCluster{nodes: nodes}
+	c := &databaseCluster{}
 	st := stack{broker: testenv.AMQP(t)}
 	st.order, c.orders = through(t, nodes[0].URL("orders"))
 	st.dispatch, c.dispatches = through(t, nodes[0].URL("dispatch"))

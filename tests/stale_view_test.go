@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -29,15 +28,11 @@ type staleViews struct {
 }
 
 // inStaleViews returns a service's store in a database of its own where views are stale.
-func inStaleViews[T any](t testing.TB, open func(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[T], error)) (*sqlstore.Store[T], *staleViews) {
+func inStaleViews[T any](t testing.TB, open opener[T]) (*sqlstore.Store[T], *staleViews) {
 	t.Helper()
 	v := &staleViews{}
-	store, err := open(inBetween(t, testenv.MySQL(t), v.serve, func() {}), nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = store.Close() }) // which ends those who are served
-	_, err = store.Migrate(context.Background())
-	require.NoError(t, err)
-	return store, v
+	// Closing the store ends those who are served.
+	return openStore(t, inBetween(t, testenv.MySQL(t), v.serve, func() {}), open), v
 }
 
 // once has f run when the next transaction has begun, and before it does anything.
@@ -152,9 +147,7 @@ func TestWhoIsToldThatAKeyIsTakenFindsByWhat(t *testing.T) {
 	})
 
 	t.Run("payment", func(t *testing.T) {
-		store, stale := inStaleViews(t, func(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[app.PaymentTx], error) {
-			return sqlstore.OpenPayments(url, keys, logger)
-		})
+		store, stale := inStaleViews(t, openPayments)
 		fine := func(string) error { return nil }
 		payments := app.NewPayments(store, &faltering{before: fine, after: fine, held: map[string]bool{}})
 		placed := event.OrderPlaced{Order: facts("o1", order.Placed, 1)}

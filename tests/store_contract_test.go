@@ -30,6 +30,24 @@ import (
 
 type orderStore = sqlstore.Store[app.OrderTx]
 
+// opener is [sqlstore.OpenOrders] or one of its kind.
+type opener[T any] func(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[T], error)
+
+func openPayments(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[app.PaymentTx], error) {
+	return sqlstore.OpenPayments(url, keys, logger)
+}
+
+// openStore opens and migrates a service's database.
+func openStore[T any](t testing.TB, url string, open opener[T]) *sqlstore.Store[T] {
+	t.Helper()
+	store, err := open(url, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+	_, err = store.Migrate(context.Background())
+	require.NoError(t, err)
+	return store
+}
+
 // onBothDatabases runs the test on an order store in SQLite and in MySQL. open gives further stores on the same
 // database, as other processes have them.
 func onBothDatabases(t *testing.T, test func(t *testing.T, s *orderStore, open func() *orderStore)) {
@@ -41,14 +59,7 @@ func onBothDatabases(t *testing.T, test func(t *testing.T, s *orderStore, open f
 		url := place()
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			open := func() *orderStore {
-				s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
-				require.NoError(t, err)
-				t.Cleanup(func() { _ = s.Close() })
-				_, err = s.Migrate(context.Background())
-				require.NoError(t, err)
-				return s
-			}
+			open := func() *orderStore { return openStore(t, url, sqlstore.OpenOrders) }
 			test(t, open(), open)
 		})
 	}
@@ -156,11 +167,7 @@ func TestClosingARelayLeavesWhatWasNotConfirmed(t *testing.T) {
 func TestEventCommittedLateIsNotPassedOver(t *testing.T) {
 	t.Parallel()
 	url := testenv.MySQL(t)
-	s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	_, err = s.Migrate(context.Background())
-	require.NoError(t, err)
+	s := openStore(t, url, sqlstore.OpenOrders)
 	messages, _ := readOutbox(t, s, sqlqueue.Config{})
 
 	// The first transaction takes the lower id, and commits after the second is long relayed.
@@ -524,15 +531,11 @@ func TestEightProcessesMigrateAtOnce(t *testing.T) {
 
 func TestTakingFromTheOutboxDoesNotLockWhereOrdersAreInserted(t *testing.T) {
 	t.Parallel()
-	s, err := sqlstore.OpenOrders(testenv.MySQL(t), nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = s.Close() })
-	_, err = s.Migrate(context.Background())
-	require.NoError(t, err)
+	s := openStore(t, testenv.MySQL(t), sqlstore.OpenOrders)
 	storeOrder(t, s, "before")
 
 	// As a relay takes rows, but slowly: the transaction stays open while orders come.
-	err = s.DB().InTx(context.Background(), func(ctx context.Context, tx *sql.Tx) error {
+	err := s.DB().InTx(context.Background(), func(ctx context.Context, tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, "SELECT id FROM outbox WHERE available_at <= "+s.DB().Now+
 			" ORDER BY id LIMIT 500"+s.DB().ForUpdate+s.DB().SkipLocked)
 		if err != nil {
