@@ -74,15 +74,17 @@ func (s *Service) examineBroker(ctx context.Context) Finding {
 	f := Finding{What: "broker", Where: maskPassword(s.cfg.BrokerURL)}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := s.broker.WaitReady(ctx); err != nil {
-		f.Cause = "messages cannot be published"
-		if why := s.broker.Check(); why != nil {
-			f.Cause = why.Error()
-		}
+	late := s.broker.WaitReady(ctx)
+	switch err := s.broker.Check(); {
+	case err == nil:
+		f.OK = true
+	case late == nil:
+		f.Cause = err.Error()
+		f.Remedy = "put right what the broker refuses; orders are taken meanwhile, and events that it concerns wait in the outbox"
+	default:
+		f.Cause = err.Error()
 		f.Remedy = "start RabbitMQ, and check host, port, vhost, user and password of --broker-url; orders are taken meanwhile and wait in the outbox"
-		return f
 	}
-	f.OK = true
 	return f
 }
 

@@ -271,7 +271,7 @@ func TestStoppingNeverGivesUpAMessageThatWasBeingRetried(t *testing.T) {
 }
 
 // foreign returns a channel of a client that knows nothing of this program, and the name of its exchange on the broker.
-func (s *system) foreign(t testing.TB) (channel *amqp.Channel, exchange string) {
+func (s stack) foreign(t testing.TB) (channel *amqp.Channel, exchange string) {
 	t.Helper()
 	u := parse(t, s.broker)
 	exchange = u.Query().Get("namespace")

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
 	"takeout/adapters/rabbitmq"
@@ -127,6 +128,37 @@ func TestServersThatFreezeOrDieTogetherWithEverythingElseLoseNothing(t *testing.
 	})
 	release()
 	healthy()
+}
+
+// Somebody else was there first, with a queue that is not what takeout needs.
+func TestRefusedQueueKeepsOnlyItsOwnEventsWaiting(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	channel, namespace := st.foreign(t)
+	queue := namespace + ".payment.refund-order"
+	_, err := channel.QueueDeclare(queue, true, false, false, false, amqp.Table{"x-message-ttl": 1})
+	require.NoError(t, err)
+	s := startOne(t, st)
+
+	cancelled := s.place(t, "cancelled", 100)
+	s.awaitDispatched(t, cancelled)
+	s.cancel(t, cancelled)
+	for i := range 5 {
+		s.awaitDispatched(t, s.place(t, fmt.Sprint("order ", i), 100))
+	}
+	ready := mustGet(t, s.api+"/readyz")
+	require.Equal(t, http.StatusOK, ready.status, "%s", ready)
+	for _, part := range []string{"degraded", queue, "exists with other arguments", "delete or correct it"} {
+		require.Contains(t, string(ready.body), part)
+	}
+	require.Equal(t, 1, s.orderRows(t, "SELECT COUNT(*) FROM outbox WHERE event_key = 'order.cancelled'"), "what cannot reach all its queues waits")
+	require.Equal(t, "succeeded", s.awaitPayment(t, cancelled, "succeeded").State)
+
+	_, err = channel.QueueDelete(queue, false, false, false)
+	require.NoError(t, err)
+	s.awaitPayment(t, cancelled, "refunded")
+	s.awaitBroker(t)
+	s.noFailures(t)
 }
 
 func TestMessagesSurviveTwentyFiveRestartsOfTheirConsumer(t *testing.T) {

@@ -1,6 +1,7 @@
 package rabbitmq
 
 import (
+	"log/slog"
 	"strings"
 	"testing"
 )
@@ -58,7 +59,7 @@ func TestURLGivesTheNamesOnTheBroker(t *testing.T) {
 			t.Errorf("%s: %v", rawURL, err)
 			continue
 		}
-		topology := newTopology(a.namespace, Config{})
+		topology := newTopology(a.namespace, Config{}, slog.New(slog.DiscardHandler))
 		if topology.exchange != want.exchange || topology.name("q") != want.queue || a.String() != want.shown {
 			t.Errorf("%s: exchange %s, queue %s, shown as %s", rawURL, topology.exchange, topology.name("q"), a)
 		}

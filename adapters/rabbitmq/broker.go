@@ -127,7 +127,7 @@ func Open(rawURL string, cfg Config, logger *slog.Logger) (*Broker, error) {
 	b := &Broker{
 		config:      cfg,
 		logger:      logger,
-		topology:    newTopology(address.namespace, cfg),
+		topology:    newTopology(address.namespace, cfg, logger),
 		stop:        stop,
 		stopped:     ctx.Done(),
 		repair:      make(chan struct{}, 1),
@@ -165,9 +165,11 @@ func (b *Broker) Bind(topic, queue string) error {
 	if b.isClosing() {
 		return fmt.Errorf("bind %s to %s: %w", queue, topic, ErrClosed)
 	}
-	wanted := binding{topic, queue}
-	b.topology.remember(wanted)
-	b.declare(func(s *session) error { return b.topology.declare(s, []string{queue}, []binding{wanted}) })
+	b.topology.remember(binding{topic, queue})
+	b.declare(func(s *session) error {
+		_, err := b.topology.declare(s, queue) // Check tells of a refusal
+		return err
+	})
 	return nil
 }
 
@@ -185,11 +187,12 @@ func (b *Broker) Subscriber() message.Subscriber {
 	return s
 }
 
-// WaitReady returns nil once messages can be published, ErrClosed once they never can, or ctx's error.
+// WaitReady returns nil once messages can be published, ErrClosed once they never can, or ctx's error. It does not wait for
+// a queue that the broker refuses: the others' messages can be published.
 func (b *Broker) WaitReady(ctx context.Context) error {
 	for {
 		changed := b.publisher.link.watch()
-		err := b.Check()
+		err := b.ready()
 		if err == nil || errors.Is(err, ErrClosed) {
 			return err
 		}
@@ -203,9 +206,17 @@ func (b *Broker) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Check says why messages cannot be published right now, nil if they can. RabbitMQ tells a connection that it is
-// blocked only when something is published on it, so after a reconnect the first Publish may be what finds out.
+// Check says why messages, or those to a topic, cannot be published right now, nil if all can. RabbitMQ tells a connection
+// that it is blocked only when something is published on it, so after a reconnect the first Publish may be what finds out.
 func (b *Broker) Check() error {
+	if err := b.ready(); err != nil {
+		return err
+	}
+	return b.topology.refusal("")
+}
+
+// ready says why no message can be published, nil if messages can.
+func (b *Broker) ready() error {
 	if b.isClosing() {
 		return ErrClosed
 	}
@@ -277,18 +288,23 @@ func (b *Broker) redeclare() {
 
 // keepTopology serves redeclare, at most once a second: what declaring does not cure, hurrying does not either. It does so
 // a little later, and not when other processes do: RabbitMQ 3.10 tells those who read a quorum queue that it was deleted
-// 30 ms after it was, and never if it exists again by then; and it can lose a queue that several declare at once.
+// 30 ms after it was, and never if it exists again by then; and it can lose a queue that several declare at once. What the
+// broker refuses is declared again and again, because nobody tells that it was put right.
 func (b *Broker) keepTopology() {
 	for {
 		select {
 		case <-b.repair:
+			b.logger.Info("declaring the broker's topology again")
+		case <-time.After(b.config.ReconnectMax):
+			if b.topology.refusal("") == nil {
+				continue
+			}
 		case <-b.stopped:
 			return
 		}
 		if !sleep(b.stopped, 300*time.Millisecond+rand.N(700*time.Millisecond)) {
 			return
 		}
-		b.logger.Info("declaring the broker's topology again")
 		b.declare(b.topology.declareAll)
 		if !sleep(b.stopped, time.Second) {
 			return

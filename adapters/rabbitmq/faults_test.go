@@ -188,7 +188,7 @@ func TestSilentBrokerIsNoticedByItsHeartbeat(t *testing.T) {
 	})
 }
 
-func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
+func TestQueueWithOtherArgumentsIsExplainedAndKeepsBackItsOwnTopicsAlone(t *testing.T) {
 	t.Parallel()
 	rawURL := testenv.AMQP(t)
 	ch := admin(t, rawURL)
@@ -198,6 +198,7 @@ func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
 	}
 	b := openReady(t, rawURL, rabbitmq.Config{ReconnectMax: 200 * time.Millisecond})
 	bind(t, b, "topic", "fine")
+	bind(t, b, "other", "fine")
 	publish(t, b, "topic", "m")
 
 	bind(t, b, "topic", "taken")
@@ -205,7 +206,7 @@ func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
 	// At once, and as long as it lasts: it is tried again several times in half a second.
 	for until := time.Now().Add(500 * time.Millisecond); time.Now().Before(until) && !t.Failed(); {
 		err := b.Check()
-		wantError(t, err, rabbitmq.ErrNotConnected)
+		wantError(t, err, rabbitmq.ErrRefused)
 		wantError(t, b.Publish("topic", newMessage("n")), rabbitmq.ErrRefused)
 		for _, want := range []string{foreign, "exists with other arguments", "delete or correct it"} {
 			if !strings.Contains(fmt.Sprint(err), want) {
@@ -214,12 +215,22 @@ func TestQueueWithOtherArgumentsIsExplained(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	// The other queue is read all the same.
+	// The other queue is read all the same, and the other topic published, also by who comes new.
 	msgs, _ := subscribe(t, b, "fine")
 	receiveAcked(t, msgs, "m")
+	publish(t, b, "other", "o")
+	receiveAcked(t, msgs, "o")
+	late := open(t, rawURL, rabbitmq.Config{})
+	bind(t, late, "topic", "taken")
+	bind(t, late, "other", "fine")
+	waitReady(t, late)
+	wantError(t, late.Check(), rabbitmq.ErrRefused)
+	wantError(t, late.Publish("topic", newMessage("n")), rabbitmq.ErrRefused)
+	publish(t, late, "other", "p")
+	receiveAcked(t, msgs, "p")
 
 	deleteQueue(t, ch, foreign)
-	waitReady(t, b)
+	eventually(t, "the queue is taken", func() bool { return b.Check() == nil })
 	publish(t, b, "topic", "n")
 	if n := ready(t, ch, foreign); n != 1 {
 		t.Errorf("the queue has %d messages", n)

@@ -78,6 +78,9 @@ func (p *publisher) publish(topic string, msgs []*message.Message) error {
 		publishings[i] = publishing
 	}
 	s, err := p.link.current()
+	if err == nil {
+		err = p.topology.refusal(topic)
+	}
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
 	}

@@ -1,8 +1,10 @@
 package rabbitmq
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -25,17 +27,21 @@ type topology struct {
 	prefix        string
 	deliveryLimit int
 	hint          string // what to do when the broker has something else under one of our names
+	logger        *slog.Logger
 
 	declaring sync.Mutex // two declarations of one new quorum queue at once can fail each other
 	mu        sync.Mutex
 	bindings  []binding
+	refusals  map[string]error // of queues, when they were declared last
 }
 
-func newTopology(namespace string, cfg Config) *topology {
+func newTopology(namespace string, cfg Config, logger *slog.Logger) *topology {
 	t := &topology{
 		exchange:      namespace,
 		deliveryLimit: cfg.DeliveryLimit,
-		hint:          fmt.Sprintf("delete or correct it; it is tried again at least every %s", cfg.ReconnectMax),
+		logger:        logger,
+		refusals:      make(map[string]error),
+		hint:          fmt.Sprintf("delete or correct it; it is tried again about every %s", cfg.ReconnectMax),
 	}
 	if namespace != defaultNamespace {
 		t.prefix = namespace + "."
@@ -88,46 +94,53 @@ func (t *topology) remembered() []binding {
 	return slices.Clone(t.bindings)
 }
 
-// declareAll declares the exchange and all bindings.
+// declareAll declares the exchange and all queues. A queue that the broker refuses is no error: it keeps back what is
+// published to its topics, and nothing else.
 func (t *topology) declareAll(s *session) error {
-	bindings := t.remembered()
 	var queues []string
-	for _, b := range bindings {
+	for _, b := range t.remembered() {
 		if !slices.Contains(queues, b.queue) {
 			queues = append(queues, b.queue)
 		}
 	}
-	return t.declare(s, queues, bindings)
+	_, err := t.declare(s, queues...)
+	return err
 }
 
-// declare declares the exchange, queues and bindings of them.
-func (t *topology) declare(s *session, queues []string, bindings []binding) error {
+// declareForReading declares what a reader of queue needs, and leaves out the other queues.
+func (t *topology) declareForReading(s *session, queue string) error {
+	refusal, err := t.declare(s, queue)
+	return cmp.Or(err, refusal)
+}
+
+// declare declares the exchange, and queues with their bindings. It goes on behind a queue that the broker refuses, and
+// returns the last refusal.
+func (t *topology) declare(s *session, queues ...string) (refusal, err error) {
 	t.declaring.Lock()
 	defer t.declaring.Unlock()
 	ch, err := openChannel(s)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if ch, err = t.declareExchange(s, ch); err != nil {
-		return err
+		return nil, err
 	}
 	for _, queue := range queues {
-		if ch, err = t.declareQueue(s, ch, queue); err != nil {
-			return err
+		ch, err = t.declareQueue(s, ch, queue)
+		if err == nil {
+			err = t.bind(s, ch, queue)
 		}
-	}
-	for _, b := range bindings {
-		if err := t.declareBinding(s, ch, b); err != nil {
-			return err
+		var refused error
+		if errors.Is(err, ErrRefused) {
+			refused, refusal = err, err
+			ch, err = openChannel(s) // the refusal closed it, and was none if it closed the connection
 		}
+		if err != nil {
+			return nil, err
+		}
+		t.note(queue, refused)
 	}
-	return s.call(ch.Close)
-}
-
-// declareForReading declares what a reader of queue needs. It leaves out the other queues: one that is refused must
-// not keep the others from being read.
-func (t *topology) declareForReading(s *session, queue string) error {
-	return t.declare(s, []string{queue}, t.bindingsOf(queue))
+	return refusal, s.call(ch.Close)
 }
 
 // bindAgain makes sure that queue gets its messages. A binding that somebody took away shows nowhere else: as long as other
@@ -138,12 +151,43 @@ func (t *topology) bindAgain(s *session, queue string) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range t.bindingsOf(queue) {
-		if err := t.declareBinding(s, ch, b); err != nil {
+	if err := t.bind(s, ch, queue); err != nil {
+		return err
+	}
+	return s.call(ch.Close)
+}
+
+// note keeps why queue was refused, nil if it was not.
+func (t *topology) note(queue string, refusal error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before := t.refusals[queue]
+	switch {
+	case refusal == nil && before != nil:
+		delete(t.refusals, queue)
+		t.logger.Info("the broker takes the queue's declaration again", "queue", t.name(queue))
+	case refusal != nil:
+		t.refusals[queue] = refusal
+		if before == nil || before.Error() != refusal.Error() {
+			t.logger.Warn("the broker refuses a queue; nothing is published to its topics until it takes it", "queue", t.name(queue), "error", refusal)
+		}
+	}
+}
+
+// refusal returns why a message to topic would not get into all its queues, nil if it would. The empty topic stands for
+// all.
+func (t *topology) refusal(topic string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.refusals) == 0 {
+		return nil
+	}
+	for _, b := range t.bindings {
+		if err := t.refusals[b.queue]; err != nil && (topic == "" || topic == b.topic) {
 			return err
 		}
 	}
-	return s.call(ch.Close)
+	return nil
 }
 
 func (t *topology) bindingsOf(queue string) []binding {
@@ -213,9 +257,15 @@ func (t *topology) ensure(s *session, ch *amqp.Channel, what string, declare, fi
 	return ch, t.explain(s, what, err)
 }
 
-func (t *topology) declareBinding(s *session, ch *amqp.Channel, b binding) error {
-	err := s.call(func() error { return ch.QueueBind(t.name(b.queue), b.topic, t.exchange, false, nil) })
-	return t.explain(s, fmt.Sprintf("binding of queue %s to %s", t.name(b.queue), b.topic), err)
+// bind binds queue to its topics.
+func (t *topology) bind(s *session, ch *amqp.Channel, queue string) error {
+	for _, b := range t.bindingsOf(queue) {
+		err := s.call(func() error { return ch.QueueBind(t.name(queue), b.topic, t.exchange, false, nil) })
+		if err != nil {
+			return t.explain(s, fmt.Sprintf("binding of queue %s to %s", t.name(queue), b.topic), err)
+		}
+	}
+	return nil
 }
 
 // explain says what a person has to do about a declaration that failed.

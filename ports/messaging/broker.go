@@ -30,10 +30,11 @@ type Broker interface {
 	// metadata under app.MetadataUndeliverable.
 	Subscriber() message.Subscriber
 
-	// WaitReady returns nil once messages can be published, and ctx's error if it ends while they cannot.
+	// WaitReady returns nil once messages can be published, be it not to all topics, and ctx's error if it ends while they
+	// cannot.
 	WaitReady(ctx context.Context) error
 
-	// Check says why messages cannot be published right now: unreachable, blocked, topology refused. Nil if
-	// they can.
+	// Check says why messages, or those to a topic, cannot be published right now: unreachable, blocked, a queue refused.
+	// Nil if all can.
 	Check() error
 }

@@ -18,7 +18,7 @@ type OutboxRelay struct{ forwarder *forwarder.Forwarder }
 // how long Close waits for messages in flight.
 func NewOutboxRelay(name, topic string, outbox message.Subscriber, broker Broker, closeTimeout time.Duration, logger *slog.Logger) (*OutboxRelay, error) {
 	logger = logger.With("relay", name)
-	f, err := forwarder.NewForwarder(outbox, &reportingPublisher{Publisher: broker, logger: logger}, watermillLogger(logger),
+	f, err := forwarder.NewForwarder(outbox, &reportingPublisher{Publisher: broker, logger: logger, failing: map[string]bool{}}, watermillLogger(logger),
 		forwarder.Config{ForwarderTopic: topic, CloseTimeout: closeTimeout})
 	if err != nil {
 		return nil, err
@@ -35,27 +35,28 @@ func (r *OutboxRelay) Running() <-chan struct{} { return r.forwarder.Running() }
 // Close takes no more events and waits for the answers to those that are under way.
 func (r *OutboxRelay) Close() error { return r.forwarder.Close() }
 
-// reportingPublisher says once that events cannot be published, and once that they can again: a broker that goes
-// away does so for a thousand events at a time.
+// reportingPublisher says once that events of a topic cannot be published, and once that they can again: a broker that
+// goes away does so for a thousand events at a time, and a topic without a queue stands beside others that flow.
 type reportingPublisher struct {
 	message.Publisher
 	logger *slog.Logger
 
 	mu      sync.Mutex
-	failing bool
+	failing map[string]bool // topics
 }
 
 func (p *reportingPublisher) Publish(topic string, messages ...*message.Message) error {
 	err := p.Publisher.Publish(topic, messages...)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if failing := err != nil; failing != p.failing {
-		p.failing = failing
-		if failing {
-			p.logger.Warn("events cannot be published; they stay in the outbox and are sent again", "error", err)
-		} else {
-			p.logger.Info("events are published again")
-		}
+	switch failing := err != nil; {
+	case failing == p.failing[topic]:
+	case failing:
+		p.failing[topic] = true
+		p.logger.Warn("events cannot be published; they stay in the outbox and are sent again", "topic", topic, "error", err)
+	default:
+		delete(p.failing, topic)
+		p.logger.Info("events are published again", "topic", topic)
 	}
 	return err
 }
