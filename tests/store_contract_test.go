@@ -245,6 +245,55 @@ func TestSeveralRelaysSendEachEventAndLoseNone(t *testing.T) {
 	})
 }
 
+// The events of a topic whose queue is full, or refused, may be many, and come again and again.
+func TestEventsThatCannotBeSentAndNewOnesDoNotKeepEachOtherWaiting(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		const many, few = 300, 50
+		add := func(kind string, n int) {
+			t.Helper()
+			for i := range n {
+				_, err := s.DB().Writer().Exec("INSERT INTO outbox (uuid, payload, created_at) VALUES (?, 'x', ?)", fmt.Sprint(kind, " ", i), time.Now().UTC())
+				require.NoError(t, err)
+			}
+		}
+		messages, _ := readOutbox(t, s, sqlqueue.Config{Window: 20, Backoff: func(int) int64 { return 0 }})
+		delivered := map[string]int{}
+		next := func(settle func(kind string, msg *message.Message)) {
+			t.Helper()
+			msg := receive(t, messages)
+			kind, _, _ := strings.Cut(msg.UUID, " ")
+			delivered[kind]++
+			settle(kind, msg)
+		}
+		stuckStays := func(kind string, msg *message.Message) {
+			if kind == "stuck" {
+				msg.Nack()
+			} else {
+				msg.Ack()
+			}
+		}
+
+		add("stuck", many)
+		for delivered["stuck"] < many {
+			next(stuckStays)
+		}
+		add("new", few)
+		before := delivered["stuck"]
+		for delivered["new"] < few {
+			next(stuckStays)
+			require.Less(t, delivered["stuck"]-before, many, "%d of the new ones came meanwhile", delivered["new"])
+		}
+
+		// Nor does a backlog keep those waiting that can be sent again.
+		add("backlog", many)
+		before = delivered["stuck"]
+		for delivered["backlog"] < many {
+			next(func(_ string, msg *message.Message) { msg.Ack() })
+		}
+		require.Greater(t, delivered["stuck"]-before, many/10)
+	})
+}
+
 func TestRelayThatOutlivesItsLeaseMakesDuplicatesAndNoLoss(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
 		storeOrder(t, s, "o1")

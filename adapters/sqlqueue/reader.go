@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -71,7 +72,7 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Backoff == nil {
 		c.Backoff = func(attempts int) int64 {
-			return min(100*time.Millisecond<<min(attempts, 10), 10*time.Second).Microseconds()
+			return min(100*time.Millisecond<<min(attempts, 10), time.Minute).Microseconds()
 		}
 	}
 	if c.OnSettled == nil {
@@ -587,20 +588,16 @@ func (s *subscription) renew(stop <-chan struct{}) {
 	}
 }
 
-// claim takes up to limit rows that are available, lowest id first.
+// claim takes up to limit rows that are available: a quarter are left to those whose time has come, because they failed or
+// their lease is over, so that they and new ones do not keep each other waiting however many there are.
 func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
-	where, args := "available_at <= "+s.db.Now, []any{}
-	if s.cfg.Queue != "" {
-		where, args = where+" AND queue = ?", append(args, s.cfg.Queue)
-	}
 	columns := strings.Join(append([]string{"id, uuid, payload, metadata, attempts"}, s.cfg.Columns...), ", ")
 	lease := "attempts = attempts + 1, available_at = " + s.lease()
-	args = append(args, limit)
 	var rows []Row
 	if s.db.Engine == "sqlite" {
+		available, args := s.available("id", limit, "")
 		err := s.db.Unsynced(ctx, func(c sqldb.Conn) (err error) {
-			rows, err = s.scan(c.QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
-				"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
+			rows, err = s.scan(c.QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" WHERE id IN ("+available+") RETURNING "+columns, args...))
 			return err
 		})
 		slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.ID, b.ID) })
@@ -609,8 +606,8 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
 	// The commit also sees to it that whatever stored the rows is on disk: InnoDB shows it to others before that, and an event
 	// must not be sent of what a crash can still undo. So without it nothing was taken.
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		rows, err = s.scan(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+s.cfg.Table+" WHERE "+where+
-			" ORDER BY id LIMIT ?"+s.db.ForUpdate+s.db.SkipLocked, args...))
+		available, args := s.available(columns, limit, s.db.ForUpdate+s.db.SkipLocked)
+		rows, err = s.scan(tx.QueryContext(ctx, available, args...))
 		if err != nil || len(rows) == 0 {
 			return err
 		}
@@ -626,6 +623,25 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
 		return nil, err
 	}
 	return rows, nil
+}
+
+// available returns the SELECT of the columns of up to limit rows, and its arguments: first of those that rested, then of
+// new ones, the lowest id first.
+func (s *subscription) available(columns string, limit int, lock string) (query string, args []any) {
+	from := "SELECT " + columns + " FROM " + s.cfg.Table + s.db.Force(s.cfg.Table+"_available") + " WHERE "
+	var queue []any
+	if s.cfg.Queue != "" {
+		from += "queue = ? AND "
+		queue = []any{s.cfg.Queue}
+	}
+	part := "("
+	if s.db.Engine == "sqlite" {
+		part = "SELECT * FROM (" // it takes no LIMIT within a UNION otherwise
+	}
+	query = part + from + "available_at BETWEEN 1 AND " + s.db.Now + " ORDER BY available_at LIMIT ?" + lock + ") UNION ALL " +
+		part + from + "available_at = 0 ORDER BY id LIMIT ?" + lock + ") LIMIT ?"
+	rested := (limit + rand.N(4)) / 4 // a quarter in the long run, be it of one place at a time
+	return query, slices.Concat(queue, []any{rested}, queue, []any{limit, limit})
 }
 
 func (s *subscription) scan(rows *sql.Rows, err error) ([]Row, error) {
