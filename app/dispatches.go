@@ -29,23 +29,38 @@ func NewDispatches(store Store[DispatchTx], policy DispatchPolicy) *Dispatches {
 	return &Dispatches{store, policy, make(chan struct{}, 1)}
 }
 
-// AssignPlaced assigns a courier to an order that was placed, unless orders wait to be paid. An order that had a
-// courier before and is announced again gets the same one.
+// AssignPlaced assigns a courier to an order that was placed, unless orders wait to be paid: then it only corrects what is
+// known of the order. An order that had a courier before and is announced again gets the same one.
 func (s *Dispatches) AssignPlaced(ctx context.Context, e event.OrderPlaced) error {
-	if e.Dispatch != nil {
+	switch {
+	case e.Dispatch != nil:
 		return s.restore(ctx, e)
-	}
-	if s.policy.AfterPayment {
+	case !s.policy.AfterPayment:
+		return s.Assign(ctx, e.Order)
+	case isFirst(e.Order):
 		return nil
 	}
-	return s.Assign(ctx, e.Order)
+	job, err := jobOf(e.Order)
+	if err != nil {
+		return err
+	}
+	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
+		err := dispatchedBefore(ctx, tx, job)
+		if domain.KindOf(err) == domain.NotFound {
+			return nil
+		}
+		return err
+	})
 }
+
+// isFirst reports whether the order was never changed before it was announced so.
+func isFirst(e event.Order) bool { return e.Version == 1 }
 
 // AssignPlacedMany is AssignPlaced of several events, all or none, if there is a courier for each.
 func (s *Dispatches) AssignPlacedMany(ctx context.Context, events []event.OrderPlaced) error {
 	orders := make([]event.Order, len(events))
 	for i, e := range events {
-		if e.Dispatch != nil {
+		if e.Dispatch != nil || s.policy.AfterPayment && !isFirst(e.Order) {
 			return ErrAlone
 		}
 		orders[i] = e.Order
@@ -370,7 +385,23 @@ func (s *Dispatches) Get(ctx context.Context, id order.ID) (dispatch.Dispatch, e
 
 // AddCourier puts a courier on the roster. Conflict if the id is taken.
 func (s *Dispatches) AddCourier(ctx context.Context, c dispatch.Courier) error {
-	err := s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error { return tx.Couriers.Add(ctx, c) })
+	ran := false
+	err := s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
+		again := ran
+		ran = true
+		taken := tx.Couriers.Add(ctx, c)
+		if domain.KindOf(taken) != domain.Conflict || !again {
+			return taken
+		}
+		// It may be our own, from a COMMIT without an answer.
+		_, err := tx.Couriers.Update(ctx, c.ID(), func(stored dispatch.Courier) (dispatch.Courier, error) {
+			if stored.SameAs(c) {
+				return stored, nil
+			}
+			return stored, taken
+		})
+		return err
+	})
 	s.roomMade(err)
 	return err
 }

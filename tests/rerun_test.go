@@ -110,6 +110,17 @@ func TestTransactionThatIsRunAgainStoresWhatOneRunWould(t *testing.T) {
 			"release": {[]func(string) error{assign}, func(id string) error {
 				return dispatches.Release(handling("cancel-"+id), cancelled(id))
 			}, []string{stored + "'released'"}},
+			"add courier": {nil, func(id string) error {
+				courier, err := dispatch.ParseCourierID(id)
+				if err != nil {
+					return err
+				}
+				off, err := dispatch.NewCourier(courier, "Off duty", false, 3)
+				if err != nil {
+					return err
+				}
+				return dispatches.AddCourier(t.Context(), off)
+			}, []string{"SELECT COUNT(*) FROM courier WHERE courier_id = ? AND capacity = 3"}},
 			"deliver": {[]func(string) error{assign}, func(id string) error {
 				_, err := dispatches.MarkDelivered(t.Context(), orderID(t, id))
 				return err
