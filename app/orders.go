@@ -488,23 +488,30 @@ func (s *Orders) cancelFor(ctx context.Context, e event.Order, reason string) er
 	return err
 }
 
+// Reannouncement says how an order is announced once more.
+type Reannouncement struct {
+	Corrected     bool      // under a new version, so that whoever holds something else takes it over
+	PaymentsSince time.Time // orders that were placed before are announced as such that must not be charged; zero if none are
+}
+
 // Announce announces the order once more as it is now, under a new event id, for somebody who lost it; why goes into
-// its history. With corrected it does so under a new version, so that whoever holds something else takes it over. NotFound
-// if there is no such order.
-func (s *Orders) Announce(ctx context.Context, id order.ID, corrected bool, why string) error {
+// its history. NotFound if there is no such order.
+func (s *Orders) Announce(ctx context.Context, id order.ID, how Reannouncement, why string) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		var now order.Snapshot
 		err := tx.Orders.Update(ctx, id, func(o *order.Order) (bool, error) {
-			if corrected {
+			if how.Corrected {
 				o.Correct()
 			}
 			now = o.Snapshot()
-			return corrected, nil
+			return how.Corrected, nil
 		})
 		if err != nil {
 			return err
 		}
-		var e event.Event = placedEvent(now)
+		placed := placedEvent(now)
+		placed.BeforePayments = now.PlacedAt.Before(how.PaymentsSince)
+		var e event.Event = placed
 		if now.Status == order.Cancelled {
 			e = cancelledEvent(now)
 		}

@@ -49,8 +49,8 @@ const paymentRest = 10 * time.Millisecond
 const gatewayTimeout = 10 * time.Second
 
 // Charge charges an order that was placed, and announces whether it is paid. An order whose payment is decided keeps
-// it: ErrDuplicate. It is Invalid if the event breaks a rule or tells of another order than the one that the payment is
-// for.
+// it: ErrDuplicate. One from before there were payments is let be. It is Invalid if the event breaks a rule or tells of
+// another order than the one that the payment is for.
 //
 // That the payment has begun is stored before the gateway is asked, so that whoever finds it after a crash asks the
 // gateway again, and a cancellation that comes meanwhile knows that there may be something to give back. Orders that are
@@ -59,6 +59,9 @@ func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
 	bill, err := billOf(e.Order)
 	if err != nil {
 		return err
+	}
+	if e.BeforePayments {
+		return nil
 	}
 	if err := s.begin(ctx, bill); err != nil {
 		return err

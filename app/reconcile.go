@@ -47,6 +47,8 @@ type Book interface {
 	Newest(ctx context.Context, key string) (time.Time, error)
 	// Created returns when the database was made.
 	Created(ctx context.Context) (time.Time, error)
+	// Clock returns what time the database has.
+	Clock(ctx context.Context) (time.Time, error)
 
 	// Watched reports whether the database notes which minutes are changed after they were compared.
 	Watched(ctx context.Context) (bool, error)
@@ -124,6 +126,9 @@ type UseCases struct {
 	Dispatches   *Dispatches
 	Payments     *Payments
 	Points       *Points
+
+	// PaymentsSince is when the payment service began. No repair has an older order charged.
+	PaymentsSince time.Time
 }
 
 // Reconciliation compares the services' databases and repairs what differs.

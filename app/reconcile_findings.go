@@ -79,8 +79,9 @@ type suspect struct {
 // verify decides for each order whose lines differ, and each that has a finding, whether it is a difference.
 func (p *pass) verify(ctx context.Context, c *comparison) error {
 	known := map[string]bool{}
-	for key := range p.known {
-		if pairOf[key.class] == c.pair {
+	for key, f := range p.known {
+		asked := !p.request.ranged() || startOf(f.Minute+1).After(c.from) && startOf(f.Minute).Before(c.to)
+		if asked && pairOf[key.class] == c.pair {
 			known[key.orderID] = true
 		}
 	}
@@ -96,12 +97,12 @@ func (p *pass) verify(ctx context.Context, c *comparison) error {
 			return err
 		}
 	}
-	switch {
-	case c.probe == nil:
-	case c.probing:
-		p.leave(c, c.probe, false)
-	default:
-		p.found(c, c.probe)
+	for awaits, probe := range c.probes {
+		if c.probing[awaits] {
+			p.leave(c, probe, false)
+		} else {
+			p.found(c, probe)
+		}
 	}
 	return nil
 }
@@ -236,7 +237,7 @@ const patience = 10
 func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	age := p.now.Sub(s.changed)
 	awaits := s.verdict.awaits
-	_, known := p.known[findingKey{s.verdict.class, s.orderID}]
+	f, known := p.known[findingKey{s.verdict.class, s.orderID}]
 	switch {
 	case age < p.policy.Grace:
 		p.leave(c, s, false)
@@ -257,13 +258,15 @@ func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	case come.After(s.changed.Add(p.policy.Grace)):
 		p.found(c, s)
 	case known:
-		c.probing = true
-		p.found(c, s)
-	case age > patience*p.policy.Grace && (c.probe == nil || s.changed.After(c.probe.changed)):
-		if c.probe != nil {
-			p.leave(c, c.probe, false)
+		if s.verdict.remedy != nil && f.Repairs < maxRepairs { // or nothing will ever show
+			c.probing[awaits] = true
 		}
-		c.probe = s
+		p.found(c, s)
+	case age > patience*p.policy.Grace && (c.probes[awaits] == nil || s.changed.After(c.probes[awaits].changed)):
+		if earlier := c.probes[awaits]; earlier != nil {
+			p.leave(c, earlier, false)
+		}
+		c.probes[awaits] = s
 	default:
 		p.leave(c, s, false)
 	}
@@ -406,7 +409,9 @@ func (p *pass) apply(ctx context.Context, f *Finding) error {
 		f.State, f.Repair = StatePerson, err.Error()
 		return err
 	}
-	err = f.remedy.do(ctx, p.repairs, id, "reconciliation found "+f.Class)
+	useCases := p.repairs
+	useCases.PaymentsSince = p.paymentsSince
+	err = f.remedy.do(ctx, useCases, id, "reconciliation found "+f.Class)
 	f.Repairs, f.RepairedAt, f.State, f.Repair = f.Repairs+1, &p.now, StateRepairing, f.remedy.text
 	if err != nil {
 		f.Repair = "failed: " + err.Error()

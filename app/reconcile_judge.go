@@ -63,10 +63,10 @@ type remedy struct {
 
 var (
 	announceOrder = &remedy{"the order was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.Orders.Announce(ctx, id, false, why)
+		return u.announce(ctx, id, false, why)
 	}}
 	correctDispatch = &remedy{"the order was announced again as a correction", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.Orders.Announce(ctx, id, true, why)
+		return u.announce(ctx, id, true, why)
 	}}
 	announceDispatch = &remedy{"the dispatch was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
 		return u.Dispatches.Announce(ctx, id, why)
@@ -81,7 +81,7 @@ var (
 		if err := restoreDispatched(ctx, u, id, why); err != nil {
 			return err
 		}
-		return u.Orders.Announce(ctx, id, false, why) // the payment service may not know it either
+		return u.announce(ctx, id, false, why) // the payment service may not know it either
 	}}
 	restoreFromDispatch = &remedy{"the order was stored again from what the dispatch service kept", restoreDispatched}
 	restoreFromPayment  = &remedy{"the order was stored again from what the payment service kept", restorePaid}
@@ -137,7 +137,15 @@ func restorePaid(ctx context.Context, u UseCases, id order.ID, why string) error
 	return u.restore(ctx, want, why)
 }
 
+func (u UseCases) announce(ctx context.Context, id order.ID, corrected bool, why string) error {
+	return u.Orders.Announce(ctx, id, Reannouncement{Corrected: corrected, PaymentsSince: u.PaymentsSince}, why)
+}
+
+// restore heeds that the compensation has stopped: what must not be made again from announcements must not from tables.
 func (u UseCases) restore(ctx context.Context, want *order.Order, why string) error {
+	if err := u.Compensation.breaker.check(); err != nil {
+		return err
+	}
 	_, err := u.Compensation.Restore(ctx, want, why)
 	return err
 }

@@ -22,7 +22,10 @@ type pass struct {
 	touched map[findingKey]*Finding // found or looked at again
 	dirty   map[string][]Dirty      // notes of changed minutes, by service
 	noted   bool                    // all notes could be read
-	leased  time.Time               // when the lease was renewed last
+
+	paymentsSince time.Time // before it nothing is charged; zero if there are no payments
+
+	leased time.Time // when the lease was renewed last
 }
 
 // comparison is one pair in a run.
@@ -41,8 +44,8 @@ type comparison struct {
 
 	newest  map[awaited]time.Time // Book.Newest
 	shown   map[awaited]time.Time // when the last repair was made that shows, by what had not been heard
-	probe   *suspect              // see decide
-	probing bool
+	probes  map[awaited]*suspect  // see decide
+	probing map[awaited]bool      // a repair has still to show, so that no other is tried
 }
 
 func (p *pass) run(ctx context.Context) error {
@@ -96,6 +99,13 @@ func (p *pass) load(ctx context.Context) error {
 	for _, f := range unresolved {
 		p.known[f.key()] = f
 	}
+	if payments := p.books["payment"]; payments != nil {
+		created, err := payments.Created(ctx)
+		if err != nil {
+			created = p.now // then nothing is charged
+		}
+		p.paymentsSince = startOf(minuteOf(created))
+	}
 	p.noted = true
 	if p.request.ranged() {
 		return nil
@@ -113,6 +123,7 @@ func (p *pass) load(ctx context.Context) error {
 func (p *pass) compare(ctx context.Context, c *comparison) error {
 	c.suspects, c.unsettled = map[string]int64{}, map[int64]bool{}
 	c.newest, c.shown = map[awaited]time.Time{}, map[awaited]time.Time{}
+	c.probes, c.probing = map[awaited]*suspect{}, map[awaited]bool{}
 	if err := p.due(ctx, c); err != nil {
 		return err
 	}
@@ -167,8 +178,14 @@ func (p *pass) due(ctx context.Context, c *comparison) error {
 	}
 	trusted := !p.request.Full
 	var marks [2]Mark
+	now := p.now
 	for i, service := range []string{c.cause, c.effect} {
-		var err error
+		// A database notes changes of what is old by its own clock. What it will not note must not be behind the mark.
+		clock, err := p.books[service].Clock(ctx)
+		if err != nil {
+			return err
+		}
+		now = earliest(now, clock)
 		if marks[i], err = p.books[service].Mark(ctx, c.pair); err != nil {
 			return err
 		}
@@ -182,7 +199,7 @@ func (p *pass) due(ctx context.Context, c *comparison) error {
 		c.from = startOf(marks[0].Minute)
 	}
 	c.from = latest(c.from, c.floor)
-	c.mark = Mark{Minute: minuteOf(p.now.Add(-max(p.policy.Grace, settleTime))), Pass: max(marks[0].Pass, marks[1].Pass) + 1}
+	c.mark = Mark{Minute: minuteOf(now.Add(-max(p.policy.Grace, settleTime))), Pass: max(marks[0].Pass, marks[1].Pass) + 1}
 	return nil
 }
 

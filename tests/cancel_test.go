@@ -295,7 +295,7 @@ func TestDispatchThatWasLostIsRestoredAsTheOrderKnowsIt(t *testing.T) {
 		c.settle(t, []string{"dispatch.assign-courier"}, placed...) // waits, as the copy says that was made then
 		c.addCourier(t, "zhao", 5)
 		c.settle(t, []string{"order.mark-dispatched"}, announcementOf(t, assignedTo("o1", "zhao")))
-		require.NoError(t, c.orders.Announce(ctx, orderID(t, "o1"), false, "the dispatch was lost"))
+		require.NoError(t, c.orders.Announce(ctx, orderID(t, "o1"), app.Reannouncement{}, "the dispatch was lost"))
 		again := c.takeOutboxes(t)
 		for range 3 {
 			c.settle(t, []string{"dispatch.assign-courier"}, again...)

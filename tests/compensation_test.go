@@ -442,6 +442,42 @@ func TestCompensationStopsWhenMostOrdersAreMissingAndGoesOnWhenResumed(t *testin
 	require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM failure WHERE consumer LIKE 'compensation.%'"), "no attempt was spent")
 }
 
+// What keeps the compensation from filling what may be the wrong database holds for the reconciliation, too.
+func TestReconciliationMakesNoOrderAgainWhileTheCompensationHasStopped(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	before := &system{stack: st, cfg: config(t, st)}
+	before.cfg.Roles = []string{"order", "relay"}
+	before.start(t)
+	const orders, limit = 200, 20
+	before.placeMany(t, orders, 8)
+	before.awaitCount(t, 0, "SELECT COUNT(*) FROM outbox")
+	before.stop(t)
+	alter(t, st.order, "DELETE FROM order_info")
+
+	s := reconciled(t, st, func(cfg *service.Config) {
+		cfg.CompensationLimit, cfg.Prefetch, cfg.ReconcileGrace = limit, 10, 200*time.Millisecond
+	})
+	s.awaitDispatchRows(t, orders, "SELECT COUNT(*) FROM platoon WHERE state = 'assigned'")
+	refused := func() error {
+		a := mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", `{"repair":true}`)
+		if a.status != http.StatusOK || !strings.Contains(string(a.body), "the compensation is stopped") {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	}
+	eventually(t, "the reconciliation says why it makes no order again", refused)
+	made := s.orderRows(t, recreatedRows)
+	require.LessOrEqual(t, made, limit+1+10, "no more than were in flight")
+	require.NoError(t, refused())
+	require.Equal(t, made, s.orderRows(t, recreatedRows))
+
+	a := mustSend(t, http.MethodPost, s.api+"/v1/compensation/resume", `{"reason":"the backup was from before noon"}`)
+	require.Equal(t, http.StatusOK, a.status, "%s", a)
+	s.awaitReconciled(t)
+	s.awaitCount(t, orders, recreatedRows)
+}
+
 // The producer's COMMIT is lost, and before it can try again the compensation has heard the announcement.
 func TestProducerWhoseOrderTheCompensationStoredIsAnswered201(t *testing.T) {
 	t.Parallel()

@@ -130,3 +130,44 @@ func TestOrderThatIsPaidAndNotDispatchedIsDispatchedWhereOrdersWaitToBePaid(t *t
 	s.awaitDispatched(t, id)
 	s.awaitReconciled(t)
 }
+
+// An installation took no payments at first. What is wrong with an order of that time is its dispatch alone.
+func TestOrderFromBeforePaymentsIsNotChargedWhenItsDispatchIsRepaired(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t))
+	differs, lost := s.old(t, "differs"), s.old(t, "lost")
+	s.stop(t)
+	s.cfg.PaymentGateway = "simulated"
+	s.start(t)
+	s.paid(t, "later")
+	s.later(t)
+	require.True(t, s.reconcile(t, `{"repair":true}`).Consistent)
+
+	alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", differs)
+	alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", lost)
+	s.awaitReconciled(t)
+	s.awaitRest(t)
+	require.Equal(t, 2, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId IN (?, ?) AND name <> 'y'", differs, lost))
+	require.Zero(t, count(t, s.payment, "SELECT COUNT(*) FROM payment WHERE orderId IN (?, ?)", differs, lost))
+	require.True(t, s.reconcile(t, `{"repair":true,"full":true}`).Consistent)
+}
+
+func TestNameOfAWaitingOrderIsCorrectedWhereOrdersWaitToBePaid(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) {
+		cfg.PaymentGateway, cfg.DispatchAfter, cfg.ReconcileGrace = "simulated", "paid", 500*time.Millisecond
+	})
+	s.nobodyOnDuty(t)
+	id := s.place(t, "x", 2850)
+	s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = 'waiting'", id)
+	s.awaitRest(t)
+	alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId = ?", id)
+	eventually(t, "the name is corrected", func() error {
+		r := s.reconcile(t, `{"repair":true}`)
+		if n := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND name = 'x'", id); n != 1 {
+			return fmt.Errorf("%+v", r.Findings)
+		}
+		return nil
+	})
+	s.awaitReconciled(t)
+}

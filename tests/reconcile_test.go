@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"takeout/app"
 	"takeout/ports/httpapi"
 	"takeout/service"
+	"takeout/tests/testenv"
 )
 
 // reconciled starts a system that is compared only when a test says so, with a grace of two seconds.
@@ -675,6 +677,115 @@ func TestRangeThatIsAskedForIsComparedAgain(t *testing.T) {
 	}
 	require.EqualValues(t, 1, s.reconcile(t, ask(placed.Add(-time.Minute), placed.Add(time.Minute))).Compared.Orders)
 	require.Zero(t, s.reconcile(t, ask(placed.Add(-time.Hour), placed.Add(-time.Minute))).Compared.Orders)
+}
+
+func TestRepairOfARangeLeavesOtherFindingsAlone(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t))
+	within, outside := s.old(t, "within"), s.old(t, "outside")
+	earlier := time.Now().UTC().Add(-5 * time.Hour).Truncate(time.Microsecond)
+	alter(t, s.order, "UPDATE order_info SET placed_at = ?, assigned_at = ? WHERE orderId = ?", earlier, earlier, outside)
+	alter(t, s.dispatch, "UPDATE platoon SET placed_at = ?, assigned_at = ? WHERE orderId = ?", earlier, earlier, outside)
+	s.later(t)
+	alter(t, s.dispatch, "UPDATE platoon SET name = 'y' WHERE orderId IN (?, ?)", within, outside)
+	require.Len(t, s.reconcile(t, `{}`).Findings, 2)
+	placed := s.get(t, within).PlacedAt
+	r := s.reconcile(t, fmt.Sprintf(`{"repair":true,"from":%q,"to":%q}`, placed.Add(-time.Minute).Format(time.RFC3339), placed.Add(time.Minute).Format(time.RFC3339)))
+	require.Equal(t, 1, r.Repaired)
+	require.Len(t, r.Findings, 1)
+	require.Equal(t, within, r.Findings[0].OrderID)
+	s.awaitRest(t)
+	require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND name = 'y'", outside))
+	s.awaitReconciled(t)
+}
+
+// Nothing else flows: whether the last announcement was lost, or is only late, shows in no table.
+func TestFindingThatWaitsForAPersonKeepsNoOthersFromBeingFound(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.ReconcileGrace = 200 * time.Millisecond })
+	contradictory := s.place(t, "x", 2850)
+	s.awaitDispatched(t, contradictory)
+	s.awaitRest(t)
+	alter(t, s.order, "UPDATE order_info SET status = 'placed', courier_id = NULL, assigned_at = NULL WHERE orderId = ?", contradictory)
+	alter(t, s.dispatch, "UPDATE platoon SET takeout_userId = NULL WHERE orderId = ?", contradictory)
+	eventually(t, "one waits for a person", func() error {
+		if r := s.reconcile(t, `{"repair":true}`); r.Person != 1 {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+	alter(t, s.order, "INSERT INTO order_info (orderId, name, order_money, currency, status, version, placed_at) VALUES ('lost', 'x', 100, 'CNY', 'placed', 1, ?)",
+		time.Now().UTC().Truncate(time.Microsecond))
+	eventually(t, "the lost one is dispatched", func() error {
+		r := s.reconcile(t, `{"repair":true}`)
+		if n := s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = 'lost'"); n != 1 {
+			return fmt.Errorf("%v, %d in flight", r.Totals, r.InFlight)
+		}
+		return nil
+	})
+}
+
+func TestRunsThatFindTheSameAtOnceBothKeepIt(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.MySQL(t), sqlstore.OpenOrders)
+	const rounds, each = 30, 20
+	var runs sync.WaitGroup
+	failed := make(chan error, 2*rounds)
+	for range 2 {
+		runs.Go(func() {
+			findings := sqlstore.NewFindings(store.DB())
+			for round := range rounds {
+				var found []*app.Finding
+				for i := range each {
+					found = append(found, &app.Finding{Class: app.MissingDispatch, OrderID: fmt.Sprint("o-", round, "-", i), State: app.StateOpen, FirstSeen: time.Now().UTC(), LastSeen: time.Now().UTC()})
+				}
+				if err := findings.Put(t.Context(), found); err != nil {
+					failed <- err
+				}
+			}
+		})
+	}
+	runs.Wait()
+	close(failed)
+	require.NoError(t, <-failed)
+	unresolved, err := sqlstore.NewFindings(store.DB()).Unresolved(t.Context(), 10_000)
+	require.NoError(t, err)
+	require.Len(t, unresolved, rounds*each)
+}
+
+// slowBook is a book whose database is five minutes behind.
+type slowBook struct{ *sqlstore.Book }
+
+func (b slowBook) Clock(ctx context.Context) (time.Time, error) {
+	now, err := b.Book.Clock(ctx)
+	return now.Add(-5 * time.Minute), err
+}
+
+// Orders that are stored by a clock that is behind are older than they are, and the database that notes what is changed
+// among the old ones does not take them for such.
+func TestOrderOfADatabaseWhoseClockIsBehindIsCompared(t *testing.T) {
+	t.Parallel()
+	orders, dispatches := openStore(t, testenv.MySQL(t), sqlstore.OpenOrders), openStore(t, testenv.MySQL(t), sqlstore.OpenDispatches)
+	reconciliation := app.NewReconciliation(
+		map[string]app.Book{"order": slowBook{sqlstore.NewBook(orders.DB())}, "dispatch": sqlstore.NewBook(dispatches.DB())},
+		sqlstore.NewFindings(orders.DB()), app.UseCases{}, app.ReconcilePolicy{Grace: 2 * time.Second}, "the test")
+	_, err := reconciliation.Run(t.Context(), app.ReconcileRequest{})
+	require.NoError(t, err)
+
+	conn, err := orders.DB().Writer().Conn(t.Context())
+	require.NoError(t, err)
+	defer conn.Close()
+	at := time.Now().UTC().Add(-5 * time.Minute).Truncate(time.Microsecond)
+	_, err = conn.ExecContext(t.Context(), "SET timestamp = ?", at.Unix())
+	require.NoError(t, err)
+	_, err = conn.ExecContext(t.Context(), "INSERT INTO order_info (orderId, name, order_money, currency, status, version, placed_at) VALUES ('lost', 'x', 100, 'CNY', 'placed', 1, ?)", at)
+	require.NoError(t, err)
+	_, err = conn.ExecContext(t.Context(), "SET timestamp = DEFAULT")
+	require.NoError(t, err)
+
+	report, err := reconciliation.Run(t.Context(), app.ReconcileRequest{})
+	require.NoError(t, err)
+	require.Equal(t, map[string]int{app.MissingDispatch: 1}, report.Totals)
 }
 
 // withoutCashier starts a system in which nobody charges and nobody awards points: the test writes those tables.

@@ -50,7 +50,11 @@ func (s *Findings) Put(ctx context.Context, findings []*app.Finding) error {
 		some := findings[:min(len(findings), findingsInTx)]
 		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 			for _, f := range some {
-				if err := putFinding(ctx, tx, f); err != nil {
+				err := s.put(ctx, tx, f)
+				if s.db.IsDuplicate(err) { // another run found the same at the same time
+					err = s.put(ctx, tx, f)
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -64,7 +68,7 @@ func (s *Findings) Put(ctx context.Context, findings []*app.Finding) error {
 	return nil
 }
 
-func putFinding(ctx context.Context, tx *sql.Tx, f *app.Finding) error {
+func (s *Findings) put(ctx context.Context, tx *sql.Tx, f *app.Finding) error {
 	evidence, err := json.Marshal(f.Evidence)
 	if err != nil {
 		return err

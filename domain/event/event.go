@@ -41,6 +41,9 @@ func (o Order) Facts() Order { return o }
 type OrderPlaced struct {
 	Order
 	Dispatch *Courier `json:"dispatch,omitzero"`
+
+	// BeforePayments says that the order was placed before payments were taken here: it must not be charged.
+	BeforePayments bool `json:"before_payments,omitzero"`
 }
 
 // Courier is who brings an order, as the order service knows it.
