@@ -274,10 +274,10 @@ func (c *consumption) note(o outcome) {
 
 // ackSoon acks many deliveries at once, and few a little later.
 func (c *consumption) ackSoon() {
-	if c.ledger.waiting > c.config.Prefetch/ackPart {
+	if len(c.ledger.unsent) > c.config.Prefetch/ackPart {
 		c.ackPrefix()
 	}
-	if c.ledger.waiting > 0 && !c.lateSet {
+	if len(c.ledger.unsent) > 0 && !c.lateSet {
 		c.late.Reset(ackDelay)
 		c.lateSet = true
 	}

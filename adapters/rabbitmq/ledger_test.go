@@ -29,6 +29,24 @@ func TestFinishedDeliveriesAreAckedTogether(t *testing.T) {
 	}
 }
 
+func TestDeliveryThatIsStuckCostsTheLedgerNothing(t *testing.T) {
+	t.Parallel()
+	l := newLedger()
+	for tag := uint64(2); tag <= 100_000; tag++ {
+		l.finish(tag)
+		if tags := l.stragglers(); !slices.Equal(tags, []uint64{tag}) {
+			t.Fatalf("stragglers are %v, want %d", tags, tag)
+		}
+	}
+	if len(l.done) != 1 {
+		t.Errorf("%d spans are kept", len(l.done))
+	}
+	l.settle(1)
+	if last := l.prefix(); last != 0 || len(l.done) != 0 || l.next != 100_001 {
+		t.Errorf("acked up to %d, kept %d, next is %d", last, len(l.done), l.next)
+	}
+}
+
 // RabbitMQ closes the channel over an ack whose own tag is settled, and an ack that covers an unfinished delivery
 // would lose it. The model is the broker: it knows what is unacked.
 func TestEveryDeliveryIsSettledOnceAndNoneTooEarly(t *testing.T) {
