@@ -385,7 +385,7 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		s := reconciled(t, st)
 		ids := []string{s.old(t, "outbox"), s.old(t, "retry"), s.old(t, "failure")}
-		s.awaitDispatched(t, s.place(t, "later", 100))
+		s.later(t)
 		now := time.Now().UTC()
 		for _, id := range ids {
 			alter(t, s.dispatch, "UPDATE platoon SET name = 'x' WHERE orderId = ?", id)
