@@ -120,14 +120,17 @@ func TestMessageThatCannotBeReadIsKeptWholeAndTheOthersGoOn(t *testing.T) {
 			"name too long":            good(func(e map[string]any) { data(e)["name"] = strings.Repeat("x", 31) }),
 			"currency in small":        good(func(e map[string]any) { data(e)["currency"] = "cny" }),
 			"order id with a blank":    good(func(e map[string]any) { e["subject"] = "a b"; data(e)["order_id"] = "a b" }),
+			"order id too long":        good(func(e map[string]any) { id := strings.Repeat("x", 65); e["subject"] = id; data(e)["order_id"] = id }),
+			"order id in Chinese":      good(func(e map[string]any) { e["subject"] = "订单"; data(e)["order_id"] = "订单" }),
+			"another message's id":     good(func(map[string]any) {}),
 			"subject of another order": good(func(e map[string]any) { e["subject"] = "another" }),
 			"SQL":                      []byte(`'; DROP TABLE platoon; --`),
 		}
 		sent := map[string][]byte{}
 		for name, body := range hostile {
-			msg := message.NewMessage(newEventID(), body)
-			if name == "no id" || name == "id too long" {
-				msg.UUID = "" // as from a producer that knows no message ids
+			msg := message.NewMessage("", body) // as from a producer that knows no message ids
+			if name == "another message's id" {
+				msg.UUID = newEventID()
 			}
 			msg.Metadata.Set("x-from", name)
 			sent[name] = body
@@ -137,14 +140,14 @@ func TestMessageThatCannotBeReadIsKeptWholeAndTheOthersGoOn(t *testing.T) {
 		s.awaitDispatched(t, neighbour)
 
 		s.awaitDispatchRows(t, len(hostile), "SELECT COUNT(*) FROM failure WHERE consumer = 'dispatch.assign-courier' AND state = 'open'")
-		rows, err := database(t, s.dispatch).Query("SELECT headers, error_class, attempts, payload_size, bytes FROM failure JOIN failure_payload ON failure_id = id")
+		rows, err := database(t, s.dispatch).Query("SELECT headers, error_class, error_code, attempts, payload_size, bytes FROM failure JOIN failure_payload ON failure_id = id")
 		require.NoError(t, err)
 		defer rows.Close()
 		for rows.Next() {
 			var headers, body []byte
-			var class string
+			var class, code string
 			var attempts, size int
-			require.NoError(t, rows.Scan(&headers, &class, &attempts, &size, &body))
+			require.NoError(t, rows.Scan(&headers, &class, &code, &attempts, &size, &body))
 			var kept map[string]string
 			require.NoError(t, json.Unmarshal(headers, &kept))
 			want, known := sent[kept["x-from"]]
@@ -152,6 +155,7 @@ func TestMessageThatCannotBeReadIsKeptWholeAndTheOthersGoOn(t *testing.T) {
 			require.Equal(t, string(want), string(body), kept["x-from"])
 			require.Equal(t, len(want), size)
 			require.Equal(t, "permanent", class, kept["x-from"])
+			require.Equal(t, kept["x-from"] == "another message's id", code == "event_id_mismatch", "%s: %s", kept["x-from"], code)
 			require.Equal(t, 1, attempts, "what can never work is not tried again: %s", kept["x-from"])
 			delete(sent, kept["x-from"])
 		}

@@ -82,7 +82,7 @@ func Decode[E Event](messageID string, body []byte) (Envelope, E, error) {
 		return env, e, domain.Errorf(domain.Invalid, "event_contradictory",
 			"the event's subject and orderversion must be those of its data")
 	}
-	return env, e, nil
+	return env, e, domain.CheckID("order_id", env.Subject)
 }
 
 func (env *Envelope) check(messageID, wantType string) error {
