@@ -8,8 +8,13 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -267,6 +272,70 @@ func TestMigrationThatALongTransactionBlocksGivesUpAndHoldsNobodyUp(t *testing.T
 	again := run(t, env, "migrate")
 	require.Equal(t, 0, again.code, "%s", again)
 	require.Contains(t, again.stdout, "ran order/00002_repair.sql")
+}
+
+// MySQL commits each statement that changes a table: what a migration did before it was interrupted is there.
+func TestMigrationThatWasInterruptedGoesOn(t *testing.T) {
+	t.Parallel()
+	statements := regexp.MustCompile(`(?m)^(CREATE|ALTER) TABLE \w+\s`)
+	files, err := filepath.Glob("../adapters/sqlstore/migrations/*/mysql/*.sql")
+	require.NoError(t, err)
+	var all []string
+	for _, file := range files {
+		if service := filepath.Base(filepath.Dir(filepath.Dir(file))); service == "messaging" || service == "order" {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			all = append(all, statements.FindAllString(string(text), -1)...)
+		}
+	}
+	require.Greater(t, len(all), 10)
+	slices.Sort(all)
+	for _, statement := range slices.Compact(all) {
+		t.Run(strings.TrimSpace(statement), func(t *testing.T) {
+			t.Parallel()
+			rawURL, between := behindFaults(t)
+			store, err := sqlstore.OpenOrders(rawURL, nil, logger(t))
+			require.NoError(t, err)
+			defer store.Close()
+			cut := between.Arm(sqlproxy.Fault{At: sqlproxy.Statement, Match: statement, Do: sqlproxy.DropAfter})
+			_, err = store.Migrate(t.Context())
+			require.Error(t, err)
+			require.Equal(t, 1, cut.Sprung())
+			cut.Disarm()
+			_, err = store.Migrate(t.Context())
+			require.NoError(t, err)
+			require.NoError(t, store.CheckSchema(t.Context()))
+			storeOrder(t, store, "o1")
+		})
+	}
+}
+
+// A table of millions of rows takes longer than any statement of ours may otherwise.
+func TestMigrationMayTakeLongerThanAnyOtherStatement(t *testing.T) {
+	t.Parallel()
+	db, err := sqldb.Open("order", testenv.MySQL(t), logger(t))
+	require.NoError(t, err)
+	defer db.Close()
+	long := sqldb.Schema{Name: "long", Files: fstest.MapFS{"mysql/00001_long.sql": {Data: []byte("-- +goose Up\nDO SLEEP(11);\n")}}}
+	_, err = db.Migrate(t.Context(), long)
+	require.NoError(t, err)
+	require.NoError(t, db.CheckSchema(t.Context(), long))
+}
+
+func TestMigrationTakesNoTableForItsOwnThatSomebodyUses(t *testing.T) {
+	t.Parallel()
+	rawURL := testenv.MySQL(t)
+	execute(t, rawURL, "CREATE TABLE inbox (letter TEXT)")
+	execute(t, rawURL, "INSERT INTO inbox VALUES ('dear all')")
+	store, err := sqlstore.OpenOrders(rawURL, nil, logger(t))
+	require.NoError(t, err)
+	defer store.Close()
+	for range 2 {
+		_, err = store.Migrate(t.Context())
+		require.ErrorContains(t, err, "inbox")
+		require.ErrorContains(t, err, "already exists")
+	}
+	require.Equal(t, 1, count(t, rawURL, "SELECT COUNT(*) FROM inbox WHERE letter = 'dear all'"))
 }
 
 func TestOrdersThatAFailoverLostAreMadeAgainIfAnybodyKnowsThem(t *testing.T) {

@@ -6,7 +6,9 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"regexp"
 	"strings"
 	"time"
 
@@ -39,9 +41,14 @@ func (db *DB) Migrate(ctx context.Context, schemas ...Schema) ([]string, error) 
 		return nil, fmt.Errorf("migrate the %s database: %w", db.name, db.Error(err))
 	}
 	defer unlock()
+	pool, closePool, err := db.migrationPool()
+	if err != nil {
+		return nil, err
+	}
+	defer closePool()
 	var ran []string
 	for _, s := range schemas {
-		provider, err := db.provider(s)
+		provider, err := db.provider(s, pool)
 		if err != nil {
 			return ran, err
 		}
@@ -63,7 +70,7 @@ func (db *DB) Migrate(ctx context.Context, schemas ...Schema) ([]string, error) 
 // or an Unavailable error. It changes nothing.
 func (db *DB) CheckSchema(ctx context.Context, schemas ...Schema) error {
 	for _, s := range schemas {
-		provider, err := db.provider(s)
+		provider, err := db.provider(s, db.write)
 		if err != nil {
 			return err
 		}
@@ -105,7 +112,7 @@ func isMissingTable(err error) bool {
 // table is where the versions of the schema are kept.
 func (s Schema) table() string { return "schema_" + s.Name }
 
-func (db *DB) provider(s Schema) (*goose.Provider, error) {
+func (db *DB) provider(s Schema, pool *sql.DB) (*goose.Provider, error) {
 	dialect := goose.DialectMySQL
 	if db.Engine == "sqlite" {
 		dialect = goose.DialectSQLite3
@@ -114,8 +121,72 @@ func (db *DB) provider(s Schema) (*goose.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return goose.NewProvider(dialect, db.write, files,
+	return goose.NewProvider(dialect, pool, files,
 		goose.WithTableName(s.table()), goose.WithDisableGlobalRegistry(true))
+}
+
+// migrationPool returns connections for migrations. SQLite undoes a migration that fails. MySQL commits each statement that
+// changes a table, so that a migration which was interrupted must be able to go on.
+func (db *DB) migrationPool() (pool *sql.DB, closePool func(), err error) {
+	if db.server == nil {
+		return db.write, func() {}, nil
+	}
+	cfg := db.server.Clone()
+	cfg.ReadTimeout = 0 // a large table takes as long as it takes; a server that is gone is noticed by keepalive
+	connector, err := mysql.NewConnector(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	pool = sql.OpenDB(migrating{sessions{connector}})
+	return pool, func() { _ = pool.Close() }, nil
+}
+
+type migrating struct{ sessions }
+
+func (m migrating) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := m.sessions.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return migration{conn.(session)}, nil
+}
+
+// migration is a connection that takes a statement for done whose effect is there from a run that was interrupted.
+type migration struct{ session }
+
+func (m migration) ExecContext(ctx context.Context, statement string, args []driver.NamedValue) (driver.Result, error) {
+	result, err := m.session.ExecContext(ctx, statement, args)
+	if err != nil && m.isDone(ctx, statement, err) {
+		return driver.ResultNoRows, nil
+	}
+	return result, err
+}
+
+var creates = regexp.MustCompile(`CREATE TABLE (\w+)`)
+
+// isDone reports whether err says that the statement had its effect before. One ALTER has all of it or none.
+func (m migration) isDone(ctx context.Context, statement string, err error) bool {
+	e, ok := errors.AsType[*mysql.MySQLError](err)
+	if !ok {
+		return false
+	}
+	switch e.Number {
+	case 1060, 1061, 1091: // the column is there, the key is there, what is dropped is not
+		return true
+	case 1050: // The table is there, and ours if nobody has used it.
+		name := creates.FindStringSubmatch(statement)
+		return name != nil && m.isEmpty(ctx, name[1])
+	}
+	return false
+}
+
+func (m migration) isEmpty(ctx context.Context, table string) bool {
+	rows, err := m.QueryContext(ctx, "SELECT 1 FROM "+table+" LIMIT 1", nil)
+	if err != nil {
+		return false
+	}
+	defer rows.Close()
+	return errors.Is(rows.Next(make([]driver.Value, 1)), io.EOF)
 }
 
 // lockMigrations waits until this process is the only one that migrates. goose by itself lets several collide.
