@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"takeout/adapters/sqldb"
+	"takeout/adapters/sqlstore"
 )
 
 // Finding is what Doctor says about one dependency.
@@ -61,6 +62,8 @@ func examineDatabase(ctx context.Context, t tables) Finding {
 		return f
 	case errors.Is(err, sqldb.ErrSchemaOlder):
 		f.Remedy = "run: takeout migrate"
+	case errors.Is(err, sqlstore.ErrOtherService):
+		f.Remedy = "correct the URL"
 	case errors.Is(err, sqldb.ErrSchemaNewer):
 		f.Remedy = "start the newer program, or restore the database from before it ran"
 	default:

@@ -533,8 +533,12 @@ func TestDatabaseOfAnotherServiceIsRefused(t *testing.T) {
 		require.NoError(t, orders.Close())
 		dispatches, err := sqlstore.OpenDispatches(url, nil, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
+		require.ErrorIs(t, dispatches.CheckSchema(context.Background()), sqlstore.ErrOtherService)
 		_, err = dispatches.Migrate(context.Background())
+		require.ErrorIs(t, err, sqlstore.ErrOtherService)
 		require.ErrorContains(t, err, "belongs to the order service")
+		_, err = dispatches.DB().Writer().Exec("SELECT COUNT(*) FROM platoon")
+		require.Error(t, err, "nothing of ours is in it")
 		require.NoError(t, dispatches.Close())
 	}
 }

@@ -91,7 +91,7 @@ func (db *DB) versions(ctx context.Context, s Schema, provider *goose.Provider) 
 	sources := provider.ListSources()
 	newest = sources[len(sources)-1].Version
 	err = db.write.QueryRowContext(ctx, "SELECT COALESCE(MAX(version_id), 0) FROM "+s.table()).Scan(&current)
-	if err != nil && !isMissingTable(err) {
+	if err != nil && !IsMissingTable(err) {
 		return 0, newest, db.Error(err)
 	}
 	if current > newest {
@@ -101,8 +101,8 @@ func (db *DB) versions(ctx context.Context, s Schema, provider *goose.Provider) 
 	return current, newest, nil
 }
 
-// isMissingTable reports whether the database says that there is no such table.
-func isMissingTable(err error) bool {
+// IsMissingTable reports whether the database says that there is no such table.
+func IsMissingTable(err error) bool {
 	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		return e.Number == 1146
 	}

@@ -114,6 +114,12 @@ func (m *Messages) DB() *sqldb.DB { return m.db }
 // Migrate brings the tables to what this program knows, and marks the database as this service's. It returns the
 // names of the migrations that it ran. It refuses a database that belongs to another service.
 func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
+	if err := s.db.Prepare(); err != nil {
+		return nil, err
+	}
+	if err := s.checkOwner(ctx); err != nil {
+		return nil, err
+	}
 	ran, err := s.db.Migrate(ctx, s.schema...)
 	if err != nil {
 		return ran, err
@@ -122,6 +128,28 @@ func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
 		return ran, fmt.Errorf("mark the database as the %s service's: %w", s.db.Name(), err)
 	}
 	return ran, watch(ctx, s.db, s.logger)
+}
+
+// ErrOtherService says that a database is another service's.
+var ErrOtherService = errors.New("each service needs a database of its own")
+
+// checkOwner returns ErrOtherService if the database belongs to another service.
+func (s *Store[T]) checkOwner(ctx context.Context) error {
+	var owner string
+	err := s.db.Writer().QueryRowContext(ctx, "SELECT service FROM owner").Scan(&owner)
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err != nil && sqldb.IsMissingTable(err): // nobody's yet
+		return nil
+	case err != nil:
+		return s.db.Error(err)
+	case owner != s.db.Name():
+		return s.belongsTo(owner)
+	}
+	return nil
+}
+
+func (s *Store[T]) belongsTo(owner string) error {
+	return fmt.Errorf("the %s database %s belongs to the %s service: %w", s.db.Name(), s.db.Target(), owner, ErrOtherService)
 }
 
 // claim writes the service's name into the database, or compares it with the one that is there.
@@ -138,8 +166,7 @@ func (s *Store[T]) claim(ctx context.Context) error {
 			return err
 		}
 		if err == nil && owner != s.db.Name() {
-			return fmt.Errorf("the %s database %s belongs to the %s service; each service needs a database of its own",
-				s.db.Name(), s.db.Target(), owner)
+			return s.belongsTo(owner)
 		}
 		return err
 	})
@@ -151,8 +178,14 @@ func (m *Messages) TakeBack(ctx context.Context) error {
 	return errors.Join(sqlqueue.TakeBack(ctx, m.db, "outbox"), sqlqueue.TakeBack(ctx, m.db, "retry"))
 }
 
-// CheckSchema returns nil if the tables are what this program knows.
-func (s *Store[T]) CheckSchema(ctx context.Context) error { return s.db.CheckSchema(ctx, s.schema...) }
+// CheckSchema returns nil if the tables are what this program knows, and this service's: otherwise an error of
+// sqldb.DB.CheckSchema or ErrOtherService.
+func (s *Store[T]) CheckSchema(ctx context.Context) error {
+	if err := s.checkOwner(ctx); err != nil {
+		return err
+	}
+	return s.db.CheckSchema(ctx, s.schema...)
+}
 
 // InTx implements app.Store.
 func (s *Store[T]) InTx(ctx context.Context, fn func(ctx context.Context, tx T) error) error {
