@@ -398,3 +398,33 @@ func TestTenThousandMessagesReachConcurrentConsumers(t *testing.T) {
 		}
 	})
 }
+
+func TestClosedBrokerIsNotReadFrom(t *testing.T) {
+	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, _ func() messaging.Broker) {
+		subscriber := b.Subscriber()
+		require.NoError(t, b.Close())
+		_, err := subscriber.Subscribe(context.Background(), "q")
+		require.Error(t, err)
+	})
+}
+
+// The process publishes nothing itself, and its database was away when it bound its queue.
+func TestQueueThatCouldNotBeBoundIsBoundByWhoReadsIt(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "later", "broker.db")
+	b, err := sqlbroker.Open("sqlite:"+file, sqlbroker.Config{}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = b.Close() })
+	require.NoError(t, b.Bind("e", "q"))
+	require.Error(t, b.Check())
+	_, err = b.Migrate(context.Background()) // makes the directory
+	require.NoError(t, err)
+	_, err = b.Subscriber().Subscribe(context.Background(), "q")
+	require.NoError(t, err)
+	eventually(t, "the queue is bound, and the broker in order", func() error {
+		if n := count(t, "sqlite:"+file, "SELECT COUNT(*) FROM broker_binding"); n != 1 {
+			return fmt.Errorf("%d bindings; %w", n, b.Check())
+		}
+		return b.Check()
+	})
+}

@@ -58,6 +58,8 @@ type Broker struct {
 	once       sync.Once
 	worker     sync.WaitGroup
 
+	binding sync.Mutex // of who stores bindings
+
 	mu       sync.Mutex
 	unbound  [][2]string // topic and queue of bindings that are not stored yet
 	trouble  error       // why the last statement failed
@@ -134,17 +136,24 @@ func (b *Broker) Bind(topic, queue string) error {
 
 // bind stores the bindings that are not stored yet.
 func (b *Broker) bind(ctx context.Context) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for len(b.unbound) > 0 {
-		_, err := b.db.Writer().ExecContext(ctx, "INSERT INTO broker_binding (topic, queue) VALUES (?, ?)",
-			b.unbound[0][0], b.unbound[0][1])
+	b.binding.Lock()
+	defer b.binding.Unlock()
+	for {
+		b.mu.Lock()
+		if len(b.unbound) == 0 {
+			b.mu.Unlock()
+			return nil
+		}
+		next := b.unbound[0]
+		b.mu.Unlock()
+		_, err := b.db.Writer().ExecContext(ctx, "INSERT INTO broker_binding (topic, queue) VALUES (?, ?)", next[0], next[1])
 		if err != nil && !b.db.IsDuplicate(err) {
 			return b.db.Error(err)
 		}
+		b.mu.Lock()
 		b.unbound = b.unbound[1:]
+		b.mu.Unlock()
 	}
-	return nil
 }
 
 // WaitReady implements messaging.Broker.
@@ -155,7 +164,11 @@ func (b *Broker) WaitReady(ctx context.Context) error {
 			return ctx.Err()
 		case <-time.After(pause):
 		}
-		b.setTrouble(b.db.Ping(ctx))
+		err := b.bind(ctx)
+		if err == nil {
+			err = b.db.Ping(ctx)
+		}
+		b.setTrouble(err)
 	}
 	return nil
 }

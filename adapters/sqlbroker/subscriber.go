@@ -26,6 +26,11 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 	if s.closed {
 		return nil, ErrClosed
 	}
+	s.broker.mu.Lock()
+	defer s.broker.mu.Unlock()
+	if s.broker.isClosed {
+		return nil, ErrClosed
+	}
 	cfg := s.broker.cfg
 	var handover *sqlqueue.Handover
 	if s.broker.db.Engine == "sqlite" {
@@ -33,6 +38,7 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 	}
 	reader := sqlqueue.NewReader(s.broker.db, sqlqueue.Config{
 		Table: "broker_message", Handover: handover, Queue: queue, Bell: &s.broker.bell, Poll: sqlqueue.SlowPoll,
+		Ready:  s.broker.WaitReady, // a queue that is not bound gets nothing
 		Window: cfg.Prefetch, DeliveryLimit: cfg.DeliveryLimit, Drain: cfg.DrainTimeout,
 		Backoff: func(int) int64 { return cfg.NackDelay.Microseconds() },
 	}, s.broker.logger.With("queue", queue))
@@ -41,9 +47,7 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 		return nil, err
 	}
 	s.readers = append(s.readers, reader)
-	s.broker.mu.Lock()
 	s.broker.readers = append(s.broker.readers, reader)
-	s.broker.mu.Unlock()
 	return messages, nil
 }
 
