@@ -294,6 +294,35 @@ func TestEventsThatCannotBeSentAndNewOnesDoNotKeepEachOtherWaiting(t *testing.T)
 	})
 }
 
+func TestRelayThatCannotDeleteWhatIsSentSaysWhy(t *testing.T) {
+	t.Parallel()
+	var log lockedBuffer
+	s := openStore(t, "sqlite:"+filepath.Join(t.TempDir(), "order.db"), func(rawURL string, keys event.Keys, _ *slog.Logger) (*orderStore, error) {
+		return sqlstore.OpenOrders(rawURL, keys, slog.New(slog.NewTextHandler(&log, nil)))
+	})
+	storeOrder(t, s, "o1")
+	_, err := s.DB().Writer().Exec("ALTER TABLE outbox_confirmed RENAME TO gone") // as if it was not granted
+	require.NoError(t, err)
+	reader := s.Outbox(nil, nil, slog.New(slog.NewTextHandler(&log, nil)))
+	t.Cleanup(func() { _ = reader.Close() })
+	messages, err := reader.Subscribe(t.Context(), "")
+	require.NoError(t, err)
+	receive(t, messages).Ack()
+	says := func(what string) func() error {
+		return func() error {
+			if !strings.Contains(log.String(), what) {
+				return errors.New(log.String())
+			}
+			return nil
+		}
+	}
+	eventually(t, "the log says why", says("no such table: outbox_confirmed"))
+	_, err = s.DB().Writer().Exec("ALTER TABLE gone RENAME TO outbox_confirmed")
+	require.NoError(t, err)
+	eventually(t, "the log says that it is over", says("rows can be settled again"))
+	awaitNoPending(t, s)
+}
+
 func TestRelayThatOutlivesItsLeaseMakesDuplicatesAndNoLoss(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
 		storeOrder(t, s, "o1")

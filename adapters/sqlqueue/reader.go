@@ -530,12 +530,21 @@ func (s *subscription) write(ctx context.Context, set string, rows []Row) error 
 // persist does the work until it succeeds. When the reader stops it tries only a little longer: a row that was not
 // deleted is delivered again, which is a duplicate, and one that was not given back comes when its lease is over.
 func (s *subscription) persist(rows int, stop <-chan struct{}, work func(ctx context.Context) error) {
+	trouble := false
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		err := work(ctx)
 		cancel()
 		if err == nil {
+			if trouble {
+				s.logger.Info("rows can be settled again", "rows", rows)
+			}
 			return
+		}
+		if !trouble && pause > 500*time.Millisecond {
+			trouble = true
+			s.logger.Warn("rows cannot be settled; trying until they can, and taking no more than the window has room for",
+				"rows", rows, "error", s.db.Error(err))
 		}
 		select {
 		case <-stop:
