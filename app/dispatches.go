@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -178,11 +179,14 @@ const waitingBatch = 50
 
 // AssignWaiting decides about orders that wait, the oldest first: those that have waited past the deadline are given up,
 // and others get a courier while there is room. Each decision is announced in the transaction that makes it. It decides
-// about a bounded number and reports whether there may be more to do at once. Any number of processes may do so.
+// about a bounded number and reports whether there may be more to do at once. Any number of processes may do so. A row
+// that holds what no dispatch can be is an error that keeps no others waiting.
 func (s *Dispatches) AssignWaiting(ctx context.Context) (more bool, err error) {
 	var decided int
-	err = s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
-		return tx.Dispatches.UpdateWaiting(ctx, waitingBatch, func(waiting []dispatch.Dispatch) (int, error) {
+	var damaged error
+	err = s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) (err error) {
+		decided = 0
+		damaged, err = tx.Dispatches.UpdateWaiting(ctx, waitingBatch, func(waiting []dispatch.Dispatch) (int, error) {
 			announcements, err := s.decide(ctx, tx, waiting)
 			if err != nil {
 				return 0, err
@@ -194,11 +198,12 @@ func (s *Dispatches) AssignWaiting(ctx context.Context) (more bool, err error) {
 			}
 			return decided, err
 		})
+		return err
 	})
 	if decided > 0 {
 		crashpoint.Here("dispatch.assign-waiting/after-commit")
 	}
-	return err == nil && decided == waitingBatch, err
+	return err == nil && decided == waitingBatch, cmp.Or(err, damaged)
 }
 
 // decide gives up those of the orders that are late, which come first, and then gives as many to couriers as there is

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
@@ -426,4 +427,27 @@ func TestDeliveryOfACancelledOrderIsRecordedAndTheOrderStaysCancelled(t *testing
 		require.Equal(t, "cancelled", s.get(t, id).Status)
 		s.noFailures(t)
 	})
+}
+
+// Somebody changed a row by hand into what no order can be.
+func TestDamagedRowKeepsNoOtherOrdersFromTheirCouriers(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, "sqlite:"+filepath.Join(t.TempDir(), "dispatch.db"), sqlstore.OpenDispatches)
+	dispatches := app.NewDispatches(s, app.DispatchPolicy{})
+	for _, id := range []string{"damaged", "fine", "fine-too"} {
+		require.NoError(t, dispatches.Assign(t.Context(), facts(id, order.Placed, 1)))
+	}
+	_, err := s.DB().Writer().Exec("UPDATE platoon SET currency = 'zz' WHERE orderId = 'damaged'")
+	require.NoError(t, err)
+	id, err := dispatch.ParseCourierID("zhao")
+	require.NoError(t, err)
+	zhao, err := dispatch.NewCourier(id, "Zhao", true, 0)
+	require.NoError(t, err)
+	require.NoError(t, dispatches.AddCourier(t.Context(), zhao))
+
+	_, err = dispatches.AssignWaiting(t.Context())
+	require.ErrorContains(t, err, "the row damaged of platoon is damaged")
+	var assigned int
+	require.NoError(t, s.DB().Reader().QueryRow("SELECT COUNT(*) FROM platoon WHERE state = 'assigned'").Scan(&assigned))
+	require.Equal(t, 2, assigned)
 }

@@ -68,26 +68,31 @@ func (r dispatches) save(ctx context.Context, d dispatch.Dispatch) error {
 	return err
 }
 
-func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func([]dispatch.Dispatch) (int, error)) error {
-	waiting, err := r.waiting(ctx, limit)
+func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func([]dispatch.Dispatch) (int, error)) (damaged, err error) {
+	var waiting []dispatch.Dispatch
+	err = each(ctx, r.q, "SELECT "+dispatchColumns+" FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT ?"+r.db.ForUpdate+r.db.SkipLocked,
+		[]any{limit}, func(row scanner) error {
+			d, err := scanDispatch(row)
+			if isDamaged(err) {
+				damaged = err
+				return nil
+			}
+			waiting = append(waiting, d)
+			return err
+		})
 	if err != nil || len(waiting) == 0 {
-		return err
+		return damaged, err
 	}
 	changed, err := change(waiting)
 	if err != nil {
-		return err
+		return damaged, err
 	}
 	for _, d := range waiting[:changed] {
 		if err := r.save(ctx, d); err != nil {
-			return err
+			return damaged, err
 		}
 	}
-	return nil
-}
-
-func (r dispatches) waiting(ctx context.Context, limit int) ([]dispatch.Dispatch, error) {
-	return collect(ctx, r.q, scanDispatch, "SELECT "+dispatchColumns+" FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT ?"+
-		r.db.ForUpdate+r.db.SkipLocked, limit)
+	return damaged, nil
 }
 
 func (r dispatches) Backlog(ctx context.Context) (dispatch.Backlog, error) {

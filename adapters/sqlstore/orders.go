@@ -140,6 +140,11 @@ func damaged(table, id string, cause error) error {
 	return &domain.Error{Kind: domain.Unknown, Code: "row_damaged", Message: "the row " + id + " of " + table + " is damaged: " + cause.Error()}
 }
 
+func isDamaged(err error) bool {
+	e, ok := errors.AsType[*domain.Error](err)
+	return ok && e.Code == "row_damaged"
+}
+
 // answers implements app.Answers on idempotency_answer.
 type answers struct {
 	q  querier

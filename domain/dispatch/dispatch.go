@@ -145,8 +145,9 @@ type Repository interface {
 	Update(ctx context.Context, id order.ID, change func(*Dispatch) (bool, error)) error
 	// UpdateWaiting locks at most limit of the dispatches that wait, those of the oldest orders first, lets change
 	// modify them in this order, and saves as many of the first as change returns. It leaves out what somebody else
-	// has locked, and does not call change if nothing is left.
-	UpdateWaiting(ctx context.Context, limit int, change func([]Dispatch) (int, error)) error
+	// has locked, and does not call change if nothing is left. damaged is not nil if it left out a row that holds what
+	// no dispatch can be.
+	UpdateWaiting(ctx context.Context, limit int, change func([]Dispatch) (int, error)) (damaged, err error)
 	// Backlog returns what waits.
 	Backlog(ctx context.Context) (Backlog, error)
 }

@@ -187,8 +187,8 @@ func (r dispatches) Update(ctx context.Context, id order.ID, change func(*dispat
 }
 
 // UpdateWaiting looks at the order that the step is about.
-func (r dispatches) UpdateWaiting(ctx context.Context, _ int, change func([]dispatch.Dispatch) (int, error)) error {
-	return r.Update(ctx, r.x.ids[r.x.order], func(d *dispatch.Dispatch) (bool, error) {
+func (r dispatches) UpdateWaiting(ctx context.Context, _ int, change func([]dispatch.Dispatch) (int, error)) (damaged, err error) {
+	return nil, r.Update(ctx, r.x.ids[r.x.order], func(d *dispatch.Dispatch) (bool, error) {
 		waiting := []dispatch.Dispatch{*d}
 		changed, err := change(waiting)
 		*d = waiting[0]
