@@ -288,9 +288,9 @@ func (a *actor) actOnEach(out output, ids []string, action string, body any) err
 type failuresRetryCmd struct {
 	actor
 	failureFilter
-	IDs           []string `arg:"" optional:"" name:"id" help:"Ids of failures, such as dispatch-17; without, the filter chooses."`
+	IDs           []string `arg:"" optional:"" name:"id" help:"Ids of failures, such as dispatch-17, which are retried at once; without, the filter chooses."`
 	All           bool     `help:"Every open failure."`
-	DryRun        bool     `name:"dry-run" help:"Only show what would be retried. That is what happens without --yes, too."`
+	DryRun        bool     `name:"dry-run" help:"Only show what the filter chooses. That is what happens without --yes, too."`
 	Yes           bool     `help:"Retry all that the filter chooses."`
 	Rate          int      `default:"10" help:"How many are retried in a second (1 to 1000)."`
 	StopOnFailure bool     `name:"stop-on-failure" help:"When one fails again, do not retry the rest."`

@@ -63,6 +63,13 @@ func (c *verifyCmd) Run(out output) error {
 	case c.Runs > 1 && c.KeepDir != "":
 		return usage(errors.New("--keep is for one run"))
 	}
+	if c.JSON != "" { // is tried before hours are spent
+		file, err := os.OpenFile(c.JSON, os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return usage(fmt.Errorf("--json: %w", err))
+		}
+		_ = file.Close()
+	}
 	ctx, stopped := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopped()
 	var runs []*verify.Report
@@ -92,7 +99,11 @@ func (c *verifyCmd) Run(out output) error {
 // dir makes the directory of a run.
 func (c *verifyCmd) dir() (string, error) {
 	if c.KeepDir == "" {
-		return os.MkdirTemp("", "takeout-verify-")
+		dir, err := os.MkdirTemp("", "takeout-verify-")
+		if err != nil {
+			return "", exitError{fmt.Errorf("not verified: %w", err), exitUnverified}
+		}
+		return dir, nil
 	}
 	if err := os.Mkdir(c.KeepDir, 0o700); err != nil {
 		return "", usage(fmt.Errorf("--keep: %w", err))

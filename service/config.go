@@ -31,7 +31,7 @@ type Config struct {
 	DispatchDatabaseURL string `name:"dispatch-database-url" env:"TAKEOUT_DISPATCH_DATABASE_URL" help:"Database of the dispatch service."`
 	PaymentDatabaseURL  string `name:"payment-database-url" env:"TAKEOUT_PAYMENT_DATABASE_URL" help:"Database of the payment service."`
 	PointsDatabaseURL   string `name:"points-database-url" env:"TAKEOUT_POINTS_DATABASE_URL" help:"Database of the points service."`
-	BrokerURL           string `name:"broker-url" env:"TAKEOUT_BROKER_URL" default:"embedded:" help:"embedded: (in this process), amqp://user:password@host:port/vhost, sql:mysql://… or sql: (beside the orders)."`
+	BrokerURL           string `name:"broker-url" env:"TAKEOUT_BROKER_URL" default:"embedded:" help:"embedded: (in this process), amqp://user:password@host:port/vhost, sql:mysql://… or sql: (beside the orders, if they are in MySQL)."`
 
 	DispatchAfter    string        `name:"dispatch-after" env:"TAKEOUT_DISPATCH_AFTER" default:"placed" enum:"placed,paid" help:"When an order is dispatched: when it is placed, or when it is paid."`
 	DispatchDeadline time.Duration `name:"dispatch-deadline" env:"TAKEOUT_DISPATCH_DEADLINE" default:"30m" help:"How long after it was placed an order may wait for a courier before it is cancelled; 0 for ever."`
@@ -138,10 +138,11 @@ func (c *Config) Validate() error {
 	owner := map[string]string{}
 	for _, service := range []string{"order", "dispatch", "payment", "points"} {
 		url := c.databaseURL(service)
-		if other := owner[url]; other != "" {
+		place := placeOf(url)
+		if other := owner[place]; other != "" {
 			return setting(service+"-database-url", "is the %s service's database; each service needs one of its own", other)
 		}
-		owner[url] = service
+		owner[place] = service
 		flag := service + "-database-url"
 		if c.ownDatabaseURL(service) == "" && c.DatabaseURL != "" {
 			flag = "database-url"
@@ -151,11 +152,25 @@ func (c *Config) Validate() error {
 		}
 	}
 	if scheme == "sql" {
+		// One process opens a SQLite file once.
+		if other := owner[placeOf(c.brokerDatabaseURL())]; other != "" && strings.HasPrefix(c.brokerDatabaseURL(), "sqlite:") {
+			return setting("broker-url", "must not be in the %s service's SQLite file; leave it at embedded:, or set sql:sqlite:PATH or sql:mysql://…", other)
+		}
 		if err := checkDatabaseURL("broker", c.brokerDatabaseURL()); err != nil {
 			return setting("broker-url", "%w", err)
 		}
 	}
 	return nil
+}
+
+// placeOf returns the URL of a database such that the same file has the same one.
+func placeOf(url string) string {
+	if path, isFile := strings.CutPrefix(url, "sqlite:"); isFile {
+		if absolute, err := filepath.Abs(path); err == nil {
+			return "sqlite:" + absolute
+		}
+	}
+	return url
 }
 
 // validatePolicies checks the settings of what the program does, as opposed to where.

@@ -47,8 +47,8 @@ var settings = map[string]limits{
 		"mysql://user:1#" + password + "@h/", "mysql://user:1?" + password + "@h/",
 	}, noURLs...)},
 	"order-database-url": databases(), "dispatch-database-url": databases(), "payment-database-url": databases(), "points-database-url": databases(),
-	"broker-url": {right: []string{"embedded:", "sql:", "sql:sqlite:x.db", "amqp://h", "amqps://user:" + password + "@h:1/v", "amqp://h/?namespace=a.b"}, wrong: append([]string{
-		"", "embedded", "embedded:user:" + password + "@h", "sql", "sql:x", "sql:sqlite:", "sql:mysql://user:" + password + "@h/", "sql:postgres://user:" + password + "@h/db", "AMQP://h", "sql:sql:",
+	"broker-url": {right: []string{"embedded:", "sql:sqlite:x.db", "amqp://h", "amqps://user:" + password + "@h:1/v", "amqp://h/?namespace=a.b"}, wrong: append([]string{
+		"", "embedded", "sql:", "sql:sqlite:data/../data/dispatch.db", "embedded:user:" + password + "@h", "sql", "sql:x", "sql:sqlite:", "sql:mysql://user:" + password + "@h/", "sql:postgres://user:" + password + "@h/db", "AMQP://h", "sql:sql:",
 		"amqp:user:" + password + "@h", "amqp://", "amqp://user:" + password + "@", "amqp://user:" + password + "@h:x/", "amqp://user:" + password + "%zz@h/", "amqp://user:1/" + password + "@h/",
 		"amqp://user:1#" + password + "@h/", "amqp://user:1?" + password + "@h/", "amqp://user:" + password + "@h/?namespace=", "amqp://user:" + password + "@h/?x=" + password, "amqp://user:" + password + "@h:70000/",
 	}, noURLs...)},
