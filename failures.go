@@ -338,9 +338,6 @@ func (c *failuresRetryCmd) report(out output, retried httpapi.RetriedBody) error
 	if err := out.write(c.formatFlag, retried, rows); err != nil {
 		return err
 	}
-	if len(retried.NoConsumer) > 0 {
-		fmt.Fprintf(out.err, "takeout: their consumer is gone, and they were left open: %s\n", strings.Join(retried.NoConsumer, " "))
-	}
 	if len(retried.TooLarge) > 0 {
 		fmt.Fprintf(out.err, "takeout: too large to be retried, and left open: %s\n", strings.Join(retried.TooLarge, " "))
 	}

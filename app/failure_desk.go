@@ -144,15 +144,15 @@ type FailureStore interface {
 
 // FailureDesk is where people repair what consumers gave up, in all databases that this process opens.
 type FailureDesk struct {
-	stores  map[string]FailureStore
-	readers map[string]func(messageID string, body []byte) error
-	keys    event.Keys
+	stores   map[string]FailureStore
+	validate func(queue, messageID string, body []byte) error
+	keys     event.Keys
 }
 
-// NewFailureDesk returns the desk over the databases by service. readers are all consumers there are, by queue: each
-// says whether it could read a message. Corrected messages are signed with the keys, if there are any.
-func NewFailureDesk(stores map[string]FailureStore, readers map[string]func(messageID string, body []byte) error, keys event.Keys) *FailureDesk {
-	return &FailureDesk{stores, readers, keys}
+// NewFailureDesk returns the desk over the databases by service. validate says whether the consumer of the queue could
+// read a message. Corrected messages are signed with the keys, if there are any.
+func NewFailureDesk(stores map[string]FailureStore, validate func(queue, messageID string, body []byte) error, keys event.Keys) *FailureDesk {
+	return &FailureDesk{stores, validate, keys}
 }
 
 // FailurePage is a part of a list of failures.
@@ -278,7 +278,7 @@ func (d *FailureDesk) store(id FailureID) (FailureStore, error) {
 }
 
 // Retry sends an open failure's message to its consumer once more. If that fails, the failure is open again. NotFound if
-// there is no such failure, Conflict if it is not open, Invalid if its message is too large or its consumer is gone.
+// there is no such failure, Conflict if it is not open, Invalid if its message is too large.
 func (d *FailureDesk) Retry(ctx context.Context, id FailureID, action FailureAction) (KeptFailure, error) {
 	f, err := d.Get(ctx, id)
 	if err != nil {
@@ -287,9 +287,6 @@ func (d *FailureDesk) Retry(ctx context.Context, id FailureID, action FailureAct
 	if f.PayloadSize > MaxRetryPayload {
 		return KeptFailure{}, domain.Errorf(domain.Invalid, "failure_too_large",
 			"the message of failure %s has %d bytes; one above %d cannot be retried: correct it by edit, or discard it", id, f.PayloadSize, MaxRetryPayload)
-	}
-	if d.readers[f.Consumer] == nil {
-		return KeptFailure{}, noConsumer(f.Consumer)
 	}
 	action.Action = "retry"
 	retried, err := d.stores[id.Service].RetryFailures(ctx, []int64{id.Number}, FailureRetry{FailureAction: action})
@@ -330,11 +327,7 @@ func (d *FailureDesk) Edit(ctx context.Context, id FailureID, edit FailureEdit, 
 	if err != nil {
 		return KeptFailure{}, err
 	}
-	read := d.readers[f.Consumer]
-	if read == nil {
-		return KeptFailure{}, noConsumer(f.Consumer)
-	}
-	if err := read(edit.EventID, body); err != nil {
+	if err := d.validate(f.Consumer, edit.EventID, body); err != nil {
 		return KeptFailure{}, err
 	}
 	action.Action = "edit"
@@ -344,10 +337,6 @@ func (d *FailureDesk) Edit(ctx context.Context, id FailureID, edit FailureEdit, 
 	}
 	done, err := d.stores[id.Service].ReplaceFailure(ctx, id.Number, by, action)
 	return d.acted(ctx, id, action.Action, done, err)
-}
-
-func noConsumer(queue string) error {
-	return domain.Errorf(domain.Invalid, "queue_unknown", "there is no consumer %s any more: nobody would handle the message; discard it", queue)
 }
 
 // apply returns the new event.
@@ -389,7 +378,6 @@ type RetryFailures struct {
 type RetriedFailures struct {
 	IDs         []FailureID // in the order in which they come to their consumers
 	TooLarge    []FailureID // left open because they are larger than MaxRetryPayload
-	NoConsumer  []FailureID // left open because their consumer is gone
 	Unavailable []string    // services whose database is away: nothing was retried there, or it did not say what was
 }
 
@@ -411,8 +399,6 @@ func (d *FailureDesk) RetryMany(ctx context.Context, cmd RetryFailures) (Retried
 		var numbers []int64
 		for _, f := range lists[service] {
 			switch {
-			case d.readers[f.Consumer] == nil:
-				result.NoConsumer = append(result.NoConsumer, FailureID{service, f.ID.Number})
 			case f.PayloadSize > MaxRetryPayload:
 				result.TooLarge = append(result.TooLarge, FailureID{service, f.ID.Number})
 			case len(result.IDs)+len(numbers) < cmd.Limit && f.PayloadSize <= budget:

@@ -348,7 +348,7 @@ func (s *Service) failureDesk() *app.FailureDesk {
 	for _, db := range s.databases {
 		stores[db.DB().Name()] = db
 	}
-	return app.NewFailureDesk(stores, messaging.Readers(messaging.Topology(s.useCases, s.cfg.withPayment())), s.cfg.eventKeys())
+	return app.NewFailureDesk(stores, messaging.Validator(messaging.Topology(s.useCases, s.cfg.withPayment())), s.cfg.eventKeys())
 }
 
 // timeline tells the way of an order from the databases that this process opened.

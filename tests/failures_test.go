@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -376,7 +375,7 @@ func TestWhoDidWhatWithAFailureStaysOnRecord(t *testing.T) {
 
 // desk is the failure desk over one database.
 func desk(s *orderStore) *app.FailureDesk {
-	return app.NewFailureDesk(map[string]app.FailureStore{"order": s}, messaging.Readers(messaging.Topology(messaging.UseCases{}, true)),
+	return app.NewFailureDesk(map[string]app.FailureStore{"order": s}, messaging.Validator(messaging.Topology(messaging.UseCases{}, true)),
 		deskKeys)
 }
 
@@ -737,21 +736,4 @@ func TestRepairWhoseCommitIsNotAnsweredIsDoneOnceAndSaysSo(t *testing.T) {
 			}
 		}
 	}
-}
-
-// A queue was renamed, or payments are taken no more: nobody reads what would be sent to that consumer.
-func TestFailureWhoseConsumerIsGoneStaysOpen(t *testing.T) {
-	t.Parallel()
-	s := startOne(t, embedded(t))
-	alter(t, s.order, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, error_text, attempts, headers, payload_size, state, first_failed_at, last_failed_at) "+
-		"VALUES ('order.of-old', ?, 'evt_1', 'o1', 'permanent', 'x', 'x', 1, '{}', 0, 'open', ?, ?)", make([]byte, 32), time.Now().UTC(), time.Now().UTC())
-	a := mustSend(t, http.MethodPost, s.api+"/v1/failures/order-1/retry", `{}`)
-	require.Equal(t, http.StatusUnprocessableEntity, a.status, "%s", a)
-	require.Equal(t, "queue_unknown", a.problem(t).Code)
-	require.Contains(t, a.problem(t).Detail, "discard it")
-	many := mustSend(t, http.MethodPost, s.api+"/v1/failures/retry", `{"all":true}`)
-	require.Contains(t, string(many.body), `"no_consumer":["order-1"]`, "%s", many)
-	require.Equal(t, "open", s.showFailure(t, "order-1").State)
-	done := mustSend(t, http.MethodPost, s.api+"/v1/failures/order-1/discard", `{"reason":"nobody handles it any more"}`)
-	require.Equal(t, http.StatusOK, done.status, "%s", done)
 }

@@ -94,7 +94,6 @@ type RetriedBody struct {
 	IDs         []string           `json:"ids" doc:"In the order in which they are retried; with dry_run, the first of each service."`
 	Groups      []FailureGroupBody `json:"groups" doc:"With dry_run: what is chosen, by handler and error."`
 	TooLarge    []string           `json:"too_large" doc:"Left open because their messages are too large to be retried."`
-	NoConsumer  []string           `json:"no_consumer" doc:"Left open because there is no such consumer any more."`
 	Batch       string             `json:"batch" doc:"With stop_on_failure: names the retries that stop together."`
 	Unavailable []string           `json:"unavailable" doc:"Services whose database is away: nothing is retried there."`
 }
@@ -485,7 +484,7 @@ func (s *server) retryFailures(ctx context.Context, in *retryManyInput) (*retrie
 		}
 		return &retriedView{RetriedBody{
 			DryRun: true, Count: preview.Matching, IDs: idTexts(preview.First), Groups: groupBodies(preview.Groups),
-			TooLarge: []string{}, NoConsumer: []string{}, Unavailable: append([]string{}, preview.Unavailable...),
+			TooLarge: []string{}, Unavailable: append([]string{}, preview.Unavailable...),
 		}}, nil
 	}
 	retried, err := s.Failures.RetryMany(ctx, cmd)
@@ -495,7 +494,7 @@ func (s *server) retryFailures(ctx context.Context, in *retryManyInput) (*retrie
 	s.logger.Info("somebody retries failures", "count", len(retried.IDs), "batch", cmd.Batch,
 		"operator", cmd.Operator, "reason", cmd.Reason, "request_id", requestID(ctx))
 	return &retriedView{RetriedBody{
-		Count: len(retried.IDs), IDs: idTexts(retried.IDs), Groups: []FailureGroupBody{}, TooLarge: idTexts(retried.TooLarge), NoConsumer: idTexts(retried.NoConsumer),
+		Count: len(retried.IDs), IDs: idTexts(retried.IDs), Groups: []FailureGroupBody{}, TooLarge: idTexts(retried.TooLarge),
 		Batch: cmd.Batch, Unavailable: append([]string{}, retried.Unavailable...),
 	}}, nil
 }

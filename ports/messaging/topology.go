@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"takeout/app"
+	"takeout/domain"
 	"takeout/domain/event"
 )
 
@@ -109,13 +110,16 @@ func onMany[E event.Event](role Role, queue string, rest time.Duration, one func
 	return on(role, queue, app.HandleTogether(rest, one, many))
 }
 
-// Readers returns for each queue what says whether its consumer could read a message, with an Invalid error if not.
-func Readers(routes []Route) map[string]func(messageID string, body []byte) error {
-	readers := map[string]func(string, []byte) error{}
-	for _, r := range routes {
-		readers[r.Queue] = r.check
+// Validator returns what says whether a queue's consumer could read a message. Its error is Invalid.
+func Validator(routes []Route) func(queue, messageID string, body []byte) error {
+	return func(queue, messageID string, body []byte) error {
+		for _, r := range routes {
+			if r.Queue == queue {
+				return r.check(messageID, body)
+			}
+		}
+		return domain.Errorf(domain.Invalid, "queue_unknown", "there is no consumer %s any more", queue)
 	}
-	return readers
 }
 
 // WriteTopology prints the routes as a table, one line for each queue.
