@@ -62,6 +62,9 @@ func TestWhatIsOldIsDeletedAndNothingElse(t *testing.T) {
 			insert(t, db, "finding", "orderId", name, "class", "x", "minute", 1, "state", "resolved", "evidence", "x", "repair", "",
 				"first_seen", hoursAgo(900), "last_seen", hoursAgo(900), "resolved_at", hoursAgo(hours))
 		}
+		insert(t, db, "reconcile_dirty", "minute", 1, "at", hoursAgo(800))
+		insert(t, db, "reconcile_dirty", "minute", 2, "at", hoursAgo(700))
+		insert(t, db, "reconcile_mark", "pair", "compared before", "minute", 9, "pass", 9)
 		insert(t, db, "inbox", "consumer", "c", "event_id", "barely older than the horizon", "body_hash", hash, "handled_at", hoursAgo(730))
 		insert(t, db, "finding", "orderId", "open", "class", "x", "minute", 1, "state", "open", "evidence", "x", "repair", "",
 			"first_seen", hoursAgo(900), "last_seen", hoursAgo(900))
@@ -88,28 +91,32 @@ func TestWhatIsOldIsDeletedAndNothingElse(t *testing.T) {
 		pruned, err := s.Prune(context.Background(), keepAMonth)
 		require.NoError(t, err)
 		require.Equal(t, map[string]int{
-			"inbox": 1, "idempotency_answer": 1, "outbox_confirmed": 1, "history": 1, "reconcile_report": 1, "finding": 1, "failure": 2,
+			"inbox": 1, "idempotency_answer": 1, "outbox_confirmed": 1, "history": 1, "reconcile_report": 1, "finding": 1, "failure": 2, "reconcile_dirty": 1,
 		}, pruned)
 		left := []string{"closed lately", "open", "opened again", "retrying"}
 		for query, want := range map[string][]string{
-			"SELECT event_id FROM inbox":                 {"barely older than the horizon", "young"},
-			"SELECT request_key FROM idempotency_answer": {"young"},
-			"SELECT event_id FROM outbox_confirmed":      {"young"},
-			"SELECT order_id FROM history":               {"young"},
-			"SELECT report FROM reconcile_report":        {"young"},
-			"SELECT orderId FROM finding":                {"open", "open again", "young"},
-			"SELECT message_id FROM failure":             left,
-			"SELECT bytes FROM failure_payload":          left,
-			"SELECT action FROM failure_action":          left,
-			"SELECT orderId FROM order_info":             {"of-old"},
-			"SELECT order_id FROM outbox":                {"of-old"},
-			"SELECT uuid FROM retry":                     {"waits"},
+			"SELECT event_id FROM inbox":                          {"barely older than the horizon", "young"},
+			"SELECT request_key FROM idempotency_answer":          {"young"},
+			"SELECT event_id FROM outbox_confirmed":               {"young"},
+			"SELECT order_id FROM history":                        {"young"},
+			"SELECT report FROM reconcile_report":                 {"young"},
+			"SELECT pair FROM reconcile_mark":                     nil,
+			"SELECT minute FROM reconcile_dirty WHERE minute < 9": {"2"},
+			"SELECT orderId FROM finding":                         {"open", "open again", "young"},
+			"SELECT message_id FROM failure":                      left,
+			"SELECT bytes FROM failure_payload":                   left,
+			"SELECT action FROM failure_action":                   left,
+			"SELECT orderId FROM order_info":                      {"of-old"},
+			"SELECT order_id FROM outbox":                         {"of-old"},
+			"SELECT uuid FROM retry":                              {"waits"},
 		} {
 			require.Equal(t, want, texts(t, db.Reader(), query), query)
 		}
 
+		insert(t, db, "reconcile_mark", "pair", "compared", "minute", 9, "pass", 9)
 		pruned, err = s.Prune(context.Background(), keepAMonth)
 		require.NoError(t, err)
+		require.Equal(t, []string{"compared"}, texts(t, db.Reader(), "SELECT pair FROM reconcile_mark"))
 		for table, n := range pruned {
 			require.Zero(t, n, table)
 		}

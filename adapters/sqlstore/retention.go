@@ -38,6 +38,7 @@ func (m *Messages) aged(keep Retention) []aged {
 		{"inbox", "consumer, event_id", "handled_at < ?", "handled_at", answered.Add(-inboxMargin)},
 		{"outbox_confirmed", "id", "confirmed_at < ?", "confirmed_at", history},
 		{"history", "id", "at < ?", "at", history},
+		{"reconcile_dirty", "id", "at < ?", "id", history},
 	}
 	if m.db.Name() == "order" {
 		all = append(all,
@@ -54,8 +55,11 @@ func (m *Messages) aged(keep Retention) []aged {
 // for the next time.
 func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
 	pruned = map[string]int{}
-	var errs []error
+	errs := []error{m.forgetMarks(ctx, now().Add(-keep.History))}
 	for _, a := range m.aged(keep) {
+		if a.table == "reconcile_dirty" && errs[0] != nil {
+			continue
+		}
 		n, err := m.pruneTable(ctx, a)
 		pruned[a.table] = n
 		errs = append(errs, err)
@@ -63,6 +67,20 @@ func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string
 	n, err := m.pruneFailures(ctx, now().Add(-keep.Failures))
 	pruned["failure"] = n
 	return pruned, errors.Join(append(errs, err)...)
+}
+
+// forgetMarks lets everything be compared again if changes of which nobody has taken notice for that long are about to be
+// forgotten: where nobody reconciles, notes of them would be kept for ever.
+func (m *Messages) forgetMarks(ctx context.Context, before time.Time) error {
+	var one int
+	err := m.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM reconcile_dirty WHERE at < ? LIMIT 1", before).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err == nil {
+		_, err = m.db.Writer().ExecContext(ctx, "DELETE FROM reconcile_mark")
+	}
+	return m.db.Error(err)
 }
 
 // pruneTable looks before it locks: a DELETE that finds nothing waits for the handler that is inserting the next row.
