@@ -56,6 +56,9 @@ func examineDatabase(ctx context.Context, t tables) Finding {
 	if err == nil {
 		err = t.CheckSchema(ping)
 	}
+	if err == nil {
+		err = db.CheckWritable(ping)
+	}
 	switch {
 	case err == nil:
 		f.OK = true

@@ -41,7 +41,11 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 		default:
 			h.Checks["outbox "+p.name] = httpapi.Check{OK: true, Detail: atLeast(p.count) + " events wait"}
 		}
-		h.Checks["database "+p.name] = httpapi.Check{OK: true}
+		if p.trouble != nil {
+			worse("degraded", "database "+p.name, "answers, and cannot do its work: "+p.trouble.Error())
+		} else {
+			h.Checks["database "+p.name] = httpapi.Check{OK: true}
+		}
 	}
 	if err := s.broker.Check(); err != nil {
 		worse("degraded", "broker", err.Error())
@@ -92,7 +96,9 @@ type pending struct {
 	name   string
 	count  int
 	oldest time.Time
-	err    error
+	err    error // nothing can be asked
+
+	trouble error // transactions fail
 }
 
 // askDatabases asks all outboxes at once how much waits in them.
@@ -103,6 +109,7 @@ func (s *Service) askDatabases(ctx context.Context) []pending {
 		asking.Go(func() {
 			answers[i].name = db.DB().Name()
 			answers[i].count, answers[i].oldest, answers[i].err = db.Pending(ctx, pendingLimit)
+			answers[i].trouble = db.DB().Trouble(ctx)
 		})
 	}
 	asking.Wait()

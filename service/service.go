@@ -256,7 +256,7 @@ func (s *Service) await(ctx context.Context, db *sqldb.DB) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if time.Now().After(deadline) {
+		if time.Now().After(deadline) || sqldb.IsDamaged(err) {
 			return fmt.Errorf("the %s database at %s does not answer: %w; takeout doctor says more", db.Name(), db.Target(), err)
 		}
 		if !said {

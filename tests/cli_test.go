@@ -577,6 +577,17 @@ func TestSchemaOfANewerProgramIsRefused(t *testing.T) {
 	})
 }
 
+func TestDamagedFileIsNamedAtOnceAndWhatToDoAboutIt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "dispatch.db"), bytes.Repeat([]byte("no database "), 1000), 0o600))
+	env := map[string]string{"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": dir, "TAKEOUT_LOG_LEVEL": "error", "TAKEOUT_START_TIMEOUT": "1h"}
+	run(t, env).complains(t, 1, "dispatch.db", "not a database")
+	doctor := run(t, env, "doctor", "-o", "table")
+	require.Equal(t, 1, doctor.code)
+	require.Contains(t, doctor.stdout, "the file is damaged, or no database: stop takeout, move it away")
+}
+
 func TestProgramRefusesTheDatabaseOfAnotherService(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		env := map[string]string{

@@ -119,6 +119,18 @@ func TestServerInTroubleRefusesOrdersClearlyAndSpendsNoAttempt(t *testing.T) {
 	// It has become a replica.
 	do("SET GLOBAL read_only = 1")
 	s.refusesOrders(t)
+	eventually(t, "readiness says so", func() error {
+		_, _ = send(http.MethodPost, s.api+"/v1/orders", goodOrder)
+		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, "cannot do its work: the server is read-only") {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	})
+	doctor := run(t, map[string]string{"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+		"TAKEOUT_PAYMENT_GATEWAY": "none", "TAKEOUT_HTTP_ADDR": freeAddr(t)}, "doctor", "-o", "table")
+	require.Equal(t, 1, doctor.code, "%s", doctor)
+	require.Contains(t, doctor.stdout, "server is read-only")
+	require.Contains(t, doctor.stdout, "SET GLOBAL read_only = 0 if this is it")
 	stored := all()
 	do("SET GLOBAL read_only = 0")
 	require.Equal(t, stored, all())

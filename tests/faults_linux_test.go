@@ -51,6 +51,13 @@ func TestFullDiskAcceptsNoOrderAndLosesNone(t *testing.T) {
 		refused = append(refused, id)
 	}
 	require.NotEmpty(t, accepted)
+	eventually(t, "readiness says so", func() error {
+		_, _ = send(http.MethodPost, s.api+"/v1/orders", goodOrder)
+		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, "database order") || !contains(a.body, "cannot do its work") {
+			return fmt.Errorf("%s", a)
+		}
+		return nil
+	})
 
 	p.fileLimit(t, unix.RLIM_INFINITY) // somebody has made room
 	eventually(t, "orders are taken again", func() error {

@@ -32,6 +32,8 @@ type DB struct {
 	read   *sql.DB // the same as write on MySQL
 	lock   fileLock
 	logger *slog.Logger
+
+	trouble trouble
 }
 
 // Dialect is what MySQL and SQLite say differently. Its strings are parts of statements.
@@ -113,7 +115,8 @@ func (db *DB) InTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx)
 }
 
 // InTxOn is InTx on a connection that Unsynced gave.
-func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) error {
+func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) (err error) {
+	defer func() { db.trouble.note(err) }()
 	var unknown error
 	var resolveUntil time.Time
 	for attempt := 1; ; attempt++ {
@@ -239,7 +242,14 @@ func parseURL(name, rawURL string) (*url.URL, error) {
 // Remedy says what to do about an error of Ping, for the person who can.
 func (db *DB) Remedy(err error) string {
 	if db.Engine == "sqlite" {
+		if IsDamaged(err) {
+			return "the file is damaged, or no database: stop takeout, move it away with its -wal and -shm, and restore a copy; " +
+				"what the other services know is made again from them"
+		}
 		return "check that the disk has room, and that this user may write to the file and its directory"
+	}
+	if e, ok := errors.AsType[*domain.Error](err); ok && e.Code == "database_read_only" {
+		return "name the primary in the URL, or SET GLOBAL read_only = 0 if this is it"
 	}
 	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		switch e.Number {

@@ -16,6 +16,8 @@ import (
 	"github.com/gofrs/flock"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"takeout/domain"
 )
 
 func openSQLite(name, path string, logger *slog.Logger) (*DB, error) {
@@ -89,6 +91,24 @@ func (db *DB) Prepare() error {
 		return fmt.Errorf("the %s database: %w", db.name, err)
 	}
 	return nil
+}
+
+// IsDamaged reports whether err says that a file is no SQLite database, or not any more. It does not get better by waiting.
+func IsDamaged(err error) bool {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	return ok && (e.Code()&0xff == sqlite3.SQLITE_CORRUPT || e.Code()&0xff == sqlite3.SQLITE_NOTADB)
+}
+
+// checkFile returns nil if this user may write to the file of a SQLite database, or there is none.
+func (db *DB) checkFile() error {
+	if db.path == "" {
+		return nil
+	}
+	file, err := os.OpenFile(db.path, os.O_RDWR, 0)
+	if err != nil {
+		return db.kind(domain.Unavailable, "database_unavailable", "the %s database is not available", err)
+	}
+	return file.Close()
 }
 
 // Own claims a SQLite file for this process until Close, and says who has it if somebody else has. The embedded

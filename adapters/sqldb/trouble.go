@@ -1,0 +1,72 @@
+package sqldb
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"takeout/domain"
+)
+
+// trouble remembers that transactions fail because the database cannot do its work: it may still answer what only reads,
+// with its disk full or in the hands of another primary.
+type trouble struct {
+	mu          sync.Mutex
+	err         error
+	since, last time.Time
+}
+
+const (
+	// troubleLasts is how long a failure counts, so that somebody who asks now and then sees it although reading succeeds.
+	troubleLasts = 15 * time.Second
+	// blip is for how long failures come at least, or it was one moment.
+	blip = time.Second
+)
+
+func (t *trouble) note(err error) {
+	if domain.KindOf(err) != domain.Unavailable {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if now.Sub(t.last) > troubleLasts {
+		t.since = now
+	}
+	t.err, t.last = err, now
+}
+
+func (t *trouble) now() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil || time.Since(t.last) > troubleLasts || t.last.Sub(t.since) < blip {
+		return nil
+	}
+	return t.err
+}
+
+// Trouble returns why transactions of this process failed within the last moments although the database may answer, nil if
+// they did not. The error is Unavailable.
+func (db *DB) Trouble(ctx context.Context) error {
+	err := db.trouble.now()
+	if err != nil && db.isReadOnly(ctx) {
+		return fmt.Errorf("the server is read-only: %w", err)
+	}
+	return err
+}
+
+// isReadOnly reports whether the server says that it takes no changes of ordinary users. The driver leaves a server that
+// refuses one for this reason, without a word of why.
+func (db *DB) isReadOnly(ctx context.Context) bool {
+	var readOnly bool
+	return db.server != nil && db.read.QueryRowContext(ctx, "SELECT @@read_only").Scan(&readOnly) == nil && readOnly
+}
+
+// CheckWritable returns nil if nothing is known that would keep this process from changing the database. It changes nothing.
+func (db *DB) CheckWritable(ctx context.Context) error {
+	if db.isReadOnly(ctx) {
+		return db.kind(domain.Unavailable, "database_read_only", "the %s database's server is read-only", nil)
+	}
+	return db.checkFile()
+}
