@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"takeout/adapters/sqldb"
-	"takeout/app"
 	"takeout/domain"
 	"takeout/domain/order"
 )
@@ -46,6 +45,19 @@ func (r orders) Get(ctx context.Context, id order.ID) (*order.Order, error) {
 	return r.get(ctx, id, current(r.q, r.db))
 }
 
+func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, error) {
+	var found []*order.Order
+	for some := range slices.Chunk(ids, mostRows) {
+		stored, err := collect(ctx, r.q, func(row scanner) (*order.Order, error) { return scanOrder(row) },
+			"SELECT "+orderColumns+" FROM order_info WHERE "+among("orderId", len(some)), texts(some)...)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, stored...)
+	}
+	return found, nil
+}
+
 func (r orders) get(ctx context.Context, id order.ID, lock string) (*order.Order, error) {
 	o, err := scanOrder(r.q.QueryRowContext(ctx, "SELECT "+orderColumns+" FROM order_info WHERE orderId = ?"+lock, id.String()))
 	if errors.Is(err, sql.ErrNoRows) {
@@ -66,6 +78,13 @@ func (r orders) Update(ctx context.Context, id order.ID, change func(*order.Orde
 	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?, version = ?, courier_id = ?, assigned_at = ?, "+
 		"delivered_at = ?, cancelled_at = ?, cancel_reason = ?, points = ? WHERE orderId = ?", append(changeable(s), s.ID.String())...)
 	return err
+}
+
+func (r orders) UpdateMany(ctx context.Context, ids []order.ID, change func(*order.Order) (bool, error)) error {
+	return changing[*order.Order]{
+		table: "order_info", columns: orderColumns, index: "order_info_orderId", scan: scanOrder,
+		changeable: changeableColumns, values: func(o *order.Order) []any { return changeable(o.Snapshot()) },
+	}.update(ctx, r.q, r.db, ids, change)
 }
 
 // changeable are the values of an order that may change, in the order of changeableColumns.
@@ -143,77 +162,6 @@ func damaged(table, id string, cause error) error {
 func isDamaged(err error) bool {
 	e, ok := errors.AsType[*domain.Error](err)
 	return ok && e.Code == "row_damaged"
-}
-
-// answers implements app.Answers on idempotency_answer.
-type answers struct {
-	q  querier
-	db *sqldb.DB
-}
-
-func (r answers) Add(ctx context.Context, a app.Answer) error {
-	return r.AddMany(ctx, []app.Answer{a})
-}
-
-func (r answers) AddMany(ctx context.Context, many []app.Answer) error {
-	if len(many) == 0 {
-		return nil
-	}
-	created := now()
-	args := make([]any, 0, 5*len(many))
-	for i := range many {
-		a := &many[i]
-		args = append(args, []byte(a.Key), a.Fingerprint[:], a.OrderID.String(), a.Body, created)
-	}
-	_, err := r.q.ExecContext(ctx, sqldb.Insert("idempotency_answer", "request_key, fingerprint, orderId, body, created_at", len(many)), args...)
-	if r.db.IsDuplicate(err) {
-		return domain.Errorf(domain.Conflict, "idempotency_key_used", "the Idempotency-Key was used before")
-	}
-	return err
-}
-
-func (r answers) Amend(ctx context.Context, key string, body []byte) error {
-	_, err := r.q.ExecContext(ctx, "UPDATE idempotency_answer SET body = ? WHERE request_key = ?", body, []byte(key))
-	return err
-}
-
-func (r answers) Used(ctx context.Context, keys []string) ([]string, error) {
-	var used []string
-	for some := range slices.Chunk(keys, mostRows) {
-		args := make([]any, len(some))
-		for i, key := range some {
-			args[i] = []byte(key)
-		}
-		err := each(ctx, r.q, "SELECT request_key FROM idempotency_answer WHERE "+among("request_key", len(some)), args, func(row scanner) error {
-			var key []byte
-			err := row.Scan(&key)
-			used = append(used, string(key))
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return used, nil
-}
-
-func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
-	a := app.Answer{Key: key}
-	var fingerprint []byte
-	var id string
-	err := r.q.QueryRowContext(ctx, "SELECT fingerprint, orderId, body FROM idempotency_answer WHERE request_key = ?"+current(r.q, r.db), []byte(key)).
-		Scan(&fingerprint, &id, &a.Body)
-	if errors.Is(err, sql.ErrNoRows) {
-		return a, domain.Errorf(domain.NotFound, "idempotency_key_unknown", "the Idempotency-Key was not used before")
-	}
-	if err != nil {
-		return a, err
-	}
-	copy(a.Fingerprint[:], fingerprint)
-	if a.OrderID, err = order.ParseID(id); err != nil {
-		return a, damaged("idempotency_answer", key, err)
-	}
-	return a, nil
 }
 
 func nullString(s string) any {

@@ -10,7 +10,6 @@ import (
 	"takeout/domain"
 	"takeout/domain/order"
 	"takeout/domain/payment"
-	"takeout/domain/points"
 )
 
 // payments implements payment.Repository.
@@ -48,6 +47,14 @@ func (r payments) Add(ctx context.Context, p payment.Payment) error {
 	return err
 }
 
+func (r payments) AddMany(ctx context.Context, all []payment.Payment) error {
+	err := insertByOrder(ctx, r.q, "payment", paymentColumns, all, func(p payment.Payment) order.ID { return p.Bill.OrderID }, paymentValues)
+	if r.db.IsDuplicate(err) {
+		return domain.Errorf(domain.Conflict, "payment_exists", "one of %d orders has a payment", len(all))
+	}
+	return err
+}
+
 // maxReason is how much of a gateway's reason is kept, in code points.
 const maxReason = 200
 
@@ -76,6 +83,17 @@ func (r payments) Update(ctx context.Context, id order.ID, change func(*payment.
 	return err
 }
 
+func (r payments) UpdateMany(ctx context.Context, ids []order.ID, change func(*payment.Payment) (bool, error)) error {
+	return changing[*payment.Payment]{
+		table: "payment", columns: paymentColumns, index: "payment_orderId",
+		scan: func(row scanner, before ...any) (*payment.Payment, error) {
+			p, err := scanPayment(row, before...)
+			return &p, err
+		},
+		changeable: changeablePayment, values: func(p *payment.Payment) []any { return changeablePaymentValues(*p) },
+	}.update(ctx, r.q, r.db, ids, change)
+}
+
 func scanPayment(row scanner, before ...any) (payment.Payment, error) {
 	var (
 		p                   payment.Payment
@@ -97,35 +115,4 @@ func scanPayment(row scanner, before ...any) (payment.Payment, error) {
 	p.Bill.PlacedAt, p.State = p.Bill.PlacedAt.UTC(), payment.RestoreState(state)
 	p.DecidedAt, p.RefundedAt = utc(decided), utc(refunded)
 	return p, nil
-}
-
-// ledger implements points.Ledger on points_entry.
-type ledger struct {
-	q  querier
-	db *sqldb.DB
-}
-
-const entryColumns = "orderId, kind, points, placed_at, at"
-
-// entryValues are the values of entryColumns.
-func entryValues(e points.Entry) []any {
-	return []any{e.OrderID.String(), e.Kind.String(), e.Points, e.PlacedAt, e.At}
-}
-
-func (r ledger) Add(ctx context.Context, e points.Entry) error {
-	_, err := r.q.ExecContext(ctx, sqldb.Insert("points_entry", entryColumns, 1), entryValues(e)...)
-	if r.db.IsDuplicate(err) {
-		return domain.Errorf(domain.Conflict, "points_entered", "order %s has an entry of the kind %s", e.OrderID, e.Kind)
-	}
-	return err
-}
-
-func (r ledger) Entries(ctx context.Context, id order.ID) ([]points.Entry, error) {
-	return collect(ctx, r.q, func(row scanner) (points.Entry, error) {
-		e := points.Entry{OrderID: id}
-		var kind string
-		err := row.Scan(&kind, &e.Points, &e.PlacedAt, &e.At)
-		e.Kind, e.PlacedAt, e.At = points.RestoreKind(kind), e.PlacedAt.UTC(), e.At.UTC()
-		return e, err
-	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id"+current(r.q, r.db), id.String())
 }

@@ -18,7 +18,6 @@ import (
 	"takeout/adapters/sqlqueue"
 	"takeout/app"
 	"takeout/crashpoint"
-	"takeout/domain"
 	"takeout/domain/event"
 )
 
@@ -240,38 +239,6 @@ func reached(delivered []app.Delivery, phase string) {
 	for _, d := range delivered {
 		crashpoint.In(d.Consumer, phase)
 	}
-}
-
-const inboxColumns = "consumer, event_id, body_hash, handled_at, order_id"
-
-// inboxValues are the values of inboxColumns.
-func inboxValues(d app.Delivery, at time.Time) []any {
-	return []any{d.Consumer, d.EventID, d.Hash[:], at, d.OrderID}
-}
-
-// recordDelivery writes the inbox row of the delivery. The insert waits for a transaction that handles the same
-// message at this moment, and then finds what it did.
-func recordDelivery(ctx context.Context, db *sqldb.DB, tx *sql.Tx, d app.Delivery) error {
-	_, err := tx.ExecContext(ctx, sqldb.Insert("inbox", inboxColumns, 1), inboxValues(d, now())...)
-	if !db.IsDuplicate(err) {
-		return err
-	}
-	var hash []byte
-	err = tx.QueryRowContext(ctx, "SELECT body_hash FROM inbox WHERE consumer = ? AND event_id = ?"+db.ForShare,
-		d.Consumer, d.EventID).Scan(&hash)
-	if err != nil {
-		return err
-	}
-	return before(d, string(hash))
-}
-
-// before is the answer to a delivery that is in the inbox with that hash.
-func before(d app.Delivery, hash string) error {
-	if hash != string(d.Hash[:]) {
-		return domain.Errorf(domain.Invalid, "event_id_reused",
-			"event %s was handled before with another body", d.EventID)
-	}
-	return app.ErrDuplicate
 }
 
 // Close closes the database.

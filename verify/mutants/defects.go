@@ -36,7 +36,7 @@ var All = []Mutant{
 		What: "A message that comes again is handled again. Because a second dispatch of an order is refused by its unique key, the " +
 			"dispatch service also believes that whoever asks again has not heard its answer, so that an order is assigned twice.",
 		Changes: []Change{{
-			File: "adapters/sqlstore/store.go",
+			File: "adapters/sqlstore/inbox.go",
 			Old:  `return app.ErrDuplicate`,
 			New:  `return nil`,
 		}, {
@@ -104,8 +104,8 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		}`,
 		}, {
 			File: "adapters/sqlqueue/reader.go",
-			Old:  `"available_at <= "+s.db.Now, []any{}`,
-			New:  `fmt.Sprintf("id > %d AND available_at <= ", s.last)+s.db.Now, []any{}`,
+			Old:  `s.db.Force(s.cfg.Table+"_available") + " WHERE "`,
+			New:  `s.db.Force(s.cfg.Table+"_available") + fmt.Sprintf(" WHERE id > %d AND ", s.last)`,
 		}},
 		Servers: true,
 		Orders:  1000, Faults: 8, Kinds: "publish-cut,ack-lost,commit-lost-after,unbind",
