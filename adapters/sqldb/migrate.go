@@ -185,7 +185,7 @@ func (m migration) isEmpty(ctx context.Context, table string) bool {
 	if err != nil {
 		return false
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	return errors.Is(rows.Next(make([]driver.Value, 1)), io.EOF)
 }
 
