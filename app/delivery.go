@@ -15,7 +15,7 @@ import (
 const MetadataUndeliverable = "takeout-undeliverable"
 
 // Delivery says which message is being handled, and by whom. It travels in the context, as a request id does, so
-// that no handler can forget to deduplicate; the transaction never does.
+// that no handler can forget to deduplicate. A transaction never travels in a context: it is always a parameter.
 type Delivery struct {
 	Consumer string   // the queue's name
 	EventID  string   // the event's id, 1 to event.MaxID bytes

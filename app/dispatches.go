@@ -289,7 +289,7 @@ func orderOf(j dispatch.Job) event.Order {
 // dispatchedBefore tells an announcement that is repeated under a new event id, ErrDuplicate, from one that contradicts
 // the first, and from a newer one that corrects it.
 func dispatchedBefore(ctx context.Context, tx DispatchTx, job dispatch.Job) error {
-	stored, err := tx.Dispatches.Get(ctx, job.OrderID) // for which nobody has to wait who repeats it, too
+	stored, err := tx.Dispatches.Get(ctx, job.OrderID) // a shared lock: several who repeat it do not wait for each other
 	if err != nil {
 		return err
 	}

@@ -429,7 +429,7 @@ func earner(e event.PointsAwarded) (order.ID, error) {
 }
 
 // Cancel ends an order and announces it. Cancelling again changes nothing. NotFound if there is no such order,
-// Conflict if it is delivered, Invalid if the reason can not be one.
+// Conflict if it is delivered, Invalid if the reason is longer than order.MaxReason, or no text that people can read.
 func (s *Orders) Cancel(ctx context.Context, id order.ID, reason string) (order.Snapshot, error) {
 	return s.cancel(ctx, id, reason, func(order.Snapshot) error { return nil })
 }
@@ -480,7 +480,7 @@ func (s *Orders) cancelFor(ctx context.Context, e event.Order, reason string) er
 		if stored.Money != w.Money {
 			return domain.Errorf(domain.Invalid, "order_mismatch", "order %s is stored with another amount than this event says", w.ID)
 		}
-		if stored.Status == order.Delivered { // who ordered has eaten: time does not change that, and a person sees to the rest
+		if stored.Status == order.Delivered { // trying again does not change that, so the message is kept for a person
 			return domain.Errorf(domain.Invalid, "order_delivered", "order %s is delivered, and so it is not cancelled because %s", w.ID, reason)
 		}
 		return nil

@@ -160,8 +160,8 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 	return nil
 }
 
-// look reads both sides of the orders. It reads the effect first: what is there without a cause has none. It reads the
-// effect again at the end: what is not there has not come.
+// look reads the effect, the cause, and the effect again. An effect that was there before its cause was read, and has none,
+// is an orphan; one that is still absent afterwards is missing. If it changed in between, the order is moving.
 func (p *pass) look(ctx context.Context, c *comparison, ids []string) ([]*suspect, error) {
 	var reads [4]map[string][]Record
 	for i, service := range []string{c.effect, c.cause, c.effect, p.witness(c)} {
@@ -224,7 +224,8 @@ func (p *pass) flights(ctx context.Context, c *comparison, ids []string) (map[st
 	return all, nil
 }
 
-// patience is after how many times the grace an order is not taken for one that its service has not come to.
+// patience times the grace is the age from which an order may be taken for lost although its service has handled nothing
+// that is newer; see decide.
 const patience = 10
 
 // decide takes a difference for a finding unless it may be gone by itself: it is young, or the service that must act on

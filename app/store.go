@@ -78,7 +78,7 @@ type Outbox interface {
 type Answers interface {
 	// Add stores the answer. Conflict if the key was used before.
 	Add(ctx context.Context, a Answer) error
-	// AddMany stores up to some hundred answers as Add does. Conflict if one of the keys was used before, or comes twice:
+	// AddMany stores up to a few hundred answers as Add does. Conflict if one of the keys was used before, or comes twice:
 	// then the transaction must not be committed.
 	AddMany(ctx context.Context, many []Answer) error
 	// Amend replaces the body that this transaction added under the key.

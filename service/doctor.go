@@ -35,7 +35,7 @@ func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
 		return append(findings, Finding{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})
 	}
 	for _, t := range s.tables() {
-		findings = append(findings, examineDatabase(ctx, t))
+		findings = append(findings, s.examineDatabase(ctx, t))
 	}
 	if _, ok := s.broker.(tables); !ok {
 		findings = append(findings, s.examineBroker(ctx))
@@ -43,7 +43,7 @@ func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
 	return append(findings, examineAddress(ctx, cfg.HTTPAddr))
 }
 
-func examineDatabase(ctx context.Context, t tables) Finding {
+func (s *Service) examineDatabase(ctx context.Context, t tables) Finding {
 	db := t.DB()
 	f := Finding{What: db.Name() + " database", Where: db.Target()}
 	if db.Missing() {
@@ -53,6 +53,10 @@ func examineDatabase(ctx context.Context, t tables) Finding {
 	ping, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	err := db.Ping(ping)
+	if db.IsAbsent(err) && s.cfg.Migrate {
+		f.OK, f.Cause = true, "the database does not exist yet; takeout serve makes it, if the user may"
+		return f
+	}
 	if err == nil {
 		err = t.CheckSchema(ping)
 	}

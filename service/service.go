@@ -74,8 +74,8 @@ type database interface {
 	Close() error
 }
 
-// ballast is never written to, so that no memory stands behind it. The collector runs when what is allocated has doubled,
-// and a few live megabytes double many times a second.
+// ballast raises the heap size at which the garbage collector runs: without it a heap of a few megabytes is collected many
+// times a second. It is never written to, so that it takes address space and no memory.
 var ballast = make([]byte, 32<<20)
 
 // Start starts the roles that cfg names and returns when HTTP is served. It waits for databases, as cfg says how long,
@@ -84,7 +84,7 @@ func Start(ctx context.Context, cfg Config, logger *slog.Logger) (_ *Service, er
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	runtime.KeepAlive(ballast)
+	runtime.KeepAlive(ballast) // or the linker leaves it out
 	s := &Service{cfg: cfg, logger: logger, failed: make(chan error, 16), registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {

@@ -405,7 +405,7 @@ func TestDispatchesAndCouriersAreHandledOnTheCommandLine(t *testing.T) {
 	s.awaitStatus(t, id, "delivered")
 	late := run(t, at, "order", "cancel", id)
 	require.Equal(t, 1, late.code)
-	require.Contains(t, late.stderr, "is delivered and can not be cancelled")
+	require.Contains(t, late.stderr, "is delivered and cannot be cancelled")
 }
 
 func TestDeliveryOfACancelledOrderIsRecordedAndTheOrderStaysCancelled(t *testing.T) {

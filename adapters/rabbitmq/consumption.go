@@ -346,7 +346,7 @@ func (c *consumption) drain() {
 	deadline := stoppedTimer()
 	defer deadline.Stop()
 	for {
-		// There is no hot loop to be afraid of any more.
+		// Without delay: this consumer gets nothing more, so what it returns cannot come straight back.
 		c.returnHeld(time.Now().Add(c.config.NackDelay))
 		if c.inFlight == 0 {
 			c.close(nil)

@@ -257,7 +257,7 @@ func TestUserWhoMayNotDeclareUsesWhatIsThere(t *testing.T) {
 	})
 
 	bind(t, openReady(t, server.URL(), rabbitmq.Config{}), "topic", "q")
-	waitReady(t, b)
+	eventually(t, "what is there is used", func() bool { return b.Check() == nil })
 	msgs, _ := subscribe(t, b, "q")
 	publish(t, b, "topic", "m")
 	receiveAcked(t, msgs, "m")

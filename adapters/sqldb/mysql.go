@@ -94,11 +94,16 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 	}, nil
 }
 
+// IsAbsent reports whether err says that a MySQL server has no database of that name.
+func (db *DB) IsAbsent(err error) bool {
+	e, ok := errors.AsType[*mysql.MySQLError](err)
+	return ok && e.Number == 1049
+}
+
 // CreateIfMissing makes the database if err, from a statement on it, says that the server has none of that name, and
 // reports whether it did. SQLite makes its file by itself.
 func (db *DB) CreateIfMissing(ctx context.Context, err error) bool {
-	missing, ok := errors.AsType[*mysql.MySQLError](err)
-	if !ok || missing.Number != 1049 || db.server == nil {
+	if !db.IsAbsent(err) {
 		return false
 	}
 	cfg := db.server.Clone()

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// Bell wakes the readers of one table in this process when there is something for them. It is rung by those who commit
-// rows here. For rows that nobody rings for, because another process committed them or because their time has come,
-// one of the readers that wait looks now and then on behalf of all. The zero Bell is ready.
+// Bell tells the readers of one table in this process that rows are available. Whoever commits rows rings it. Rows that
+// nobody rings for, because another process committed them or because their time has come, are found by polling: one of
+// the waiting readers does so for all of them. The zero Bell is ready.
 type Bell struct {
 	mu     sync.Mutex
 	heard  map[string]chan struct{} // by queue

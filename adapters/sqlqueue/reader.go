@@ -43,8 +43,8 @@ type Config struct {
 	// Ready waits until messages can be handled. If they can it returns nil, even if ctx has ended. nil if they always can.
 	Ready func(ctx context.Context) error
 
-	// Yield makes the reader take rows for no more than half of the time while more than it can take are waiting, so that
-	// those whom they make work are not left far behind.
+	// Yield makes the reader rest after each full batch for as long as that took, so that a backlog is not published much
+	// faster than its consumers handle it.
 	Yield bool
 
 	Window        int                      // the most messages in flight that were read, 1000 if zero; half as many may be handed over
@@ -55,8 +55,8 @@ type Config struct {
 	DeliveryLimit int                      // attempts after which a message is undeliverable, no limit if zero
 
 	// Archive keeps what must outlive n acked rows. names are the arguments that sqldb.CopyByID takes with the further
-	// column uuid. It is called in the transaction that deletes them, before it does. Rows that are gone, because another
-	// reader had them too, are none of its business. nil if nothing must be kept.
+	// column uuid. It is called in the transaction that deletes them, before it does, and passes over rows that another
+	// reader has deleted. nil if nothing must be kept.
 	Archive func(ctx context.Context, tx *sql.Tx, n int, names []any) error
 
 	OnSettled func(acked, nacked int) // called after rows were deleted or given back; nil if nobody asks
@@ -312,7 +312,7 @@ func (s *subscription) receive(taking, handling context.Context, inFlight *sync.
 	}
 }
 
-// await waits until somebody rings, and looks by itself the less often the longer nobody does.
+// await waits until somebody rings, and polls meanwhile, less and less often.
 func (s *subscription) await(taking context.Context, heard <-chan struct{}) {
 	for pause := min(firstLook, s.cfg.Poll); ; {
 		wait := pause

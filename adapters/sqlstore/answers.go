@@ -68,7 +68,7 @@ func (r answers) Get(ctx context.Context, key string) (app.Answer, error) {
 	a := app.Answer{Key: key}
 	var fingerprint []byte
 	var id string
-	err := r.q.QueryRowContext(ctx, "SELECT fingerprint, orderId, body FROM idempotency_answer WHERE request_key = ?"+current(r.q, r.db), []byte(key)).
+	err := r.q.QueryRowContext(ctx, "SELECT fingerprint, orderId, body FROM idempotency_answer WHERE request_key = ?"+lockingRead(r.q, r.db), []byte(key)).
 		Scan(&fingerprint, &id, &a.Body)
 	if errors.Is(err, sql.ErrNoRows) {
 		return a, domain.Errorf(domain.NotFound, "idempotency_key_unknown", "the Idempotency-Key was not used before")

@@ -44,7 +44,7 @@ func dispatchValues(d dispatch.Dispatch) []any {
 }
 
 func (r dispatches) Get(ctx context.Context, id order.ID) (dispatch.Dispatch, error) {
-	return r.get(ctx, id, current(r.q, r.db))
+	return r.get(ctx, id, lockingRead(r.q, r.db))
 }
 
 func (r dispatches) get(ctx context.Context, id order.ID, lock string) (dispatch.Dispatch, error) {

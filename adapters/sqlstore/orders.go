@@ -42,7 +42,7 @@ func (r orders) AddMany(ctx context.Context, many []*order.Order) error {
 }
 
 func (r orders) Get(ctx context.Context, id order.ID) (*order.Order, error) {
-	return r.get(ctx, id, current(r.q, r.db))
+	return r.get(ctx, id, lockingRead(r.q, r.db))
 }
 
 func (r orders) GetMany(ctx context.Context, ids []order.ID) ([]*order.Order, error) {

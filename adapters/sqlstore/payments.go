@@ -59,7 +59,7 @@ func (r payments) AddMany(ctx context.Context, all []payment.Payment) error {
 const maxReason = 200
 
 func (r payments) Get(ctx context.Context, id order.ID) (payment.Payment, error) {
-	return r.get(ctx, id, current(r.q, r.db))
+	return r.get(ctx, id, lockingRead(r.q, r.db))
 }
 
 func (r payments) get(ctx context.Context, id order.ID, lock string) (payment.Payment, error) {

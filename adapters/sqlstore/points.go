@@ -45,5 +45,5 @@ func (r ledger) Entries(ctx context.Context, id order.ID) ([]points.Entry, error
 		err := row.Scan(&kind, &e.Points, &e.PlacedAt, &e.At)
 		e.Kind, e.PlacedAt, e.At = points.RestoreKind(kind), e.PlacedAt.UTC(), e.At.UTC()
 		return e, err
-	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id"+current(r.q, r.db), id.String())
+	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id"+lockingRead(r.q, r.db), id.String())
 }

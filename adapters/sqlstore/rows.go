@@ -69,8 +69,8 @@ func insertRows(ctx context.Context, q querier, table, columns string, rows [][]
 	return nil
 }
 
-// insertByOrder inserts a row for each of all. Whoever does so takes locks in the order of the orders' ids, so that two who
-// do it at once do not wait for each other in a circle.
+// insertByOrder inserts a row for each of all. It takes locks in the order of the orders' ids, so that concurrent calls do
+// not deadlock.
 func insertByOrder[T any](ctx context.Context, q querier, table, columns string, all []T, id func(T) order.ID, values func(T) []any) error {
 	rows := make([][]any, len(all))
 	for i, one := range slices.SortedFunc(slices.Values(all), func(a, b T) int { return compareOrders(id(a), id(b)) }) {

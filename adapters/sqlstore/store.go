@@ -223,11 +223,10 @@ func (s *Store[T]) View(ctx context.Context, fn func(ctx context.Context, tx T) 
 	return s.db.Error(fn(ctx, s.bind(s.db.Reader(), nil)))
 }
 
-// current is what makes a SELECT in a transaction see all that was committed before, and keeps that as it is; outside of
-// transactions it is nothing. InnoDB may refuse a key because of a row that a plain SELECT does not see yet: while a
-// transaction is being committed, whoever asks for its locks is told that it is over, and a view that is opened then
-// still leaves it out (MariaDB 10.11, trx_t::commit_in_memory). A SELECT that locks what it reads needs no view.
-func current(q querier, db *sqldb.DB) string {
+// lockingRead follows a SELECT in a transaction and makes it see every committed row, which then stays as it is; outside of
+// transactions it is empty. After InnoDB has refused a key as taken, a plain SELECT may still miss the row: a transaction
+// that is being committed frees its locks a moment before new views see its rows (MariaDB 10.11, trx_t::commit_in_memory).
+func lockingRead(q querier, db *sqldb.DB) string {
 	if _, inTx := q.(*sql.Tx); inTx {
 		return db.ForShare
 	}

@@ -134,8 +134,8 @@ func micro(at time.Time) time.Time { return at.UTC().Truncate(time.Microsecond) 
 type Repository interface {
 	// Add stores the dispatch of an order. Conflict if the order has one.
 	Add(ctx context.Context, d Dispatch) error
-	// AddMany stores dispatches of different orders, all or none. Conflict if one of the orders has a dispatch. Two
-	// transactions that do so at once do not wait for each other in a circle.
+	// AddMany stores dispatches of different orders, all or none. Conflict if one of the orders has a dispatch. Concurrent
+	// transactions that do so do not deadlock.
 	AddMany(ctx context.Context, all []Dispatch) error
 	// Get returns the dispatch of an order. NotFound if there is none. In a transaction it sees whatever Add was refused
 	// for, and nobody changes what it returned before the transaction ends.

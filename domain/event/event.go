@@ -33,9 +33,6 @@ func (o Order) Subject() string { return o.OrderID }
 // OrderVersion returns the order's version.
 func (o Order) OrderVersion() int64 { return o.Version }
 
-// Facts returns what the event says of the order.
-func (o Order) Facts() Order { return o }
-
 // OrderPlaced says that an order is stored. When it is announced again later, for somebody who lost it, it also says
 // who brings or brought it.
 type OrderPlaced struct {

@@ -57,7 +57,7 @@ const (
 const (
 	ReasonNoCourier     = "no courier was found in time"
 	ReasonNotPaid       = "the payment was refused"
-	ReasonCancelWasLost = "the dispatch service knows that it was cancelled"
+	ReasonCancelWasLost = "another service knows that it was cancelled"
 )
 
 // Order is one order. A value outside this package is always valid: Place and Restore are the only ways to get
@@ -188,7 +188,7 @@ func (o *Order) Cancel(reason string, at time.Time) (bool, error) {
 	case Cancelled:
 		return false, nil
 	case Delivered:
-		return false, domain.Errorf(domain.Conflict, "order_delivered", "order %s is delivered and can not be cancelled any more", o.id)
+		return false, domain.Errorf(domain.Conflict, "order_delivered", "order %s is delivered and cannot be cancelled any more", o.id)
 	}
 	o.status = Cancelled
 	o.cancelled = at.UTC().Truncate(time.Microsecond)
@@ -219,7 +219,7 @@ func (o *Order) CatchUp(version int64) { o.version = max(o.version, version) }
 // Query asks for a page of orders, newest first.
 type Query struct {
 	Status Status // zero for any
-	Before int64  // Row of the last order of the page before, zero for the first page
+	Before int64  // Next of the page before, zero for the first page
 	Limit  int
 }
 
@@ -233,7 +233,7 @@ type Page struct {
 type Repository interface {
 	// Add stores a new order. Conflict if the id is taken.
 	Add(ctx context.Context, o *Order) error
-	// AddMany stores up to some hundred new orders. Conflict if one of the ids is taken, or comes twice: then the
+	// AddMany stores up to a few hundred new orders. Conflict if one of the ids is taken, or comes twice: then the
 	// transaction must not be committed.
 	AddMany(ctx context.Context, many []*Order) error
 	// Get returns the order. NotFound if there is none. In a transaction it sees whatever Add was refused for, and nobody
@@ -245,8 +245,8 @@ type Repository interface {
 	// GetMany returns those of the orders that are stored, in any order.
 	GetMany(ctx context.Context, ids []ID) ([]*Order, error)
 	// UpdateMany locks the orders, whose ids are distinct, lets change modify one after the other, and saves those for
-	// which it reports true. An error of change ends it. NotFound if one of the orders is not stored. Two transactions
-	// that do so at once do not wait for each other in a circle.
+	// which it reports true. An error of change ends it. NotFound if one of the orders is not stored. Concurrent
+	// calls do not deadlock.
 	UpdateMany(ctx context.Context, ids []ID, change func(*Order) (bool, error)) error
 	// List returns a page of orders, newest first.
 	List(ctx context.Context, q Query) (Page, error)

@@ -99,8 +99,8 @@ func (p *Payment) Correct(bill Bill) (bool, error) {
 type Repository interface {
 	// Add stores a new payment. Conflict if the order has one.
 	Add(ctx context.Context, p Payment) error
-	// AddMany stores payments of different orders, all or none. Conflict if one of the orders has a payment. Two
-	// transactions that do so at once do not wait for each other in a circle.
+	// AddMany stores payments of different orders, all or none. Conflict if one of the orders has a payment. Concurrent
+	// transactions that do so do not deadlock.
 	AddMany(ctx context.Context, all []Payment) error
 	// Get returns the payment of an order. NotFound if there is none. In a transaction it sees whatever Add was refused
 	// for, and nobody changes what it returned before the transaction ends.
@@ -109,6 +109,7 @@ type Repository interface {
 	// none.
 	Update(ctx context.Context, id order.ID, change func(*Payment) (bool, error)) error
 	// UpdateMany is Update of the payments of several orders, whose ids are distinct. An error of change ends it. NotFound
-	// if one of the orders has no payment. Two transactions that do so at once do not wait for each other in a circle.
+	// if one of the orders has no payment. Concurrent
+	// transactions that do so do not deadlock.
 	UpdateMany(ctx context.Context, ids []order.ID, change func(*Payment) (bool, error)) error
 }

@@ -98,8 +98,8 @@ func on[E event.Event](role Role, queue string, useCase func(context.Context, E)
 	}}
 }
 
-// How long the transactions of a queue let messages gather that come faster than that. Without it all queues would run as
-// many and as small transactions as the processor allows, and a courier would wait for what nobody waits for.
+// The least time from one batch of a queue to the next. Without it each queue would run as many and as small transactions as
+// the processor allows, and what a person waits for would compete with what nobody waits for.
 const (
 	urgent  = 3 * time.Millisecond // somebody waits for the courier
 	patient = 10 * time.Millisecond
