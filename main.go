@@ -21,6 +21,7 @@ import (
 	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 
+	"takeout/app"
 	"takeout/crashpoint"
 	"takeout/ports/messaging"
 	"takeout/service"
@@ -285,7 +286,7 @@ func (c *topologyCmd) Run(out output) error {
 	if err := c.Validate(); err != nil {
 		return usage(err)
 	}
-	return messaging.WriteTopology(out.out, messaging.Topology(messaging.UseCases{}, c.PaymentGateway != "none"), c.RetryDelays)
+	return messaging.WriteTopology(out.out, messaging.Topology(app.UseCases{}, c.PaymentGateway != "none"), c.RetryDelays)
 }
 
 type doctorCmd struct {

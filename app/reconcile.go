@@ -118,24 +118,11 @@ type ReconcilePolicy struct {
 	AfterPayment bool          // orders are dispatched when they are paid
 }
 
-// UseCases are the ordinary use cases, through which everything is repaired. Payments and Points may be nil where there
-// are none.
-type UseCases struct {
-	Orders       *Orders
-	Compensation *Compensation
-	Dispatches   *Dispatches
-	Payments     *Payments
-	Points       *Points
-
-	// PaymentsSince is when the payment service began. No repair has an older order charged.
-	PaymentsSince time.Time
-}
-
 // Reconciliation compares the services' databases and repairs what differs.
 type Reconciliation struct {
 	books    map[string]Book
 	findings Findings
-	repairs  UseCases
+	useCases UseCases
 	policy   ReconcilePolicy
 	owner    string
 
@@ -143,9 +130,10 @@ type Reconciliation struct {
 }
 
 // NewReconciliation returns the reconciliation of the services whose databases are in books, by service. Order and
-// dispatch must be; payment and points are compared if they are. owner names this process.
-func NewReconciliation(books map[string]Book, findings Findings, repairs UseCases, policy ReconcilePolicy, owner string) *Reconciliation {
-	return &Reconciliation{books: books, findings: findings, repairs: repairs, policy: policy, owner: owner}
+// dispatch must be; payment and points are compared if they are. What differs is repaired through useCases, those of all
+// services there are. owner names this process.
+func NewReconciliation(books map[string]Book, findings Findings, useCases UseCases, policy ReconcilePolicy, owner string) *Reconciliation {
+	return &Reconciliation{books: books, findings: findings, useCases: useCases, policy: policy, owner: owner}
 }
 
 // ReconcileRequest says what one run does.
@@ -237,13 +225,13 @@ func (r *Reconciliation) Run(ctx context.Context, q ReconcileRequest) (Report, e
 	p.report = Report{StartedAt: p.now, Repair: q.Repair, Leader: leader, Findings: []Finding{}, Totals: map[string]int{}, Errors: []string{}}
 	err = p.run(ctx)
 	if leader {
-		err = errors.Join(err, r.leave(context.WithoutCancel(ctx), q.Lease))
+		err = errors.Join(err, r.keepLease(context.WithoutCancel(ctx), q.Lease))
 	}
 	return p.report, err
 }
 
-// leave keeps the lease until the next run, or gives it back.
-func (r *Reconciliation) leave(ctx context.Context, keep time.Duration) error {
+// keepLease keeps the lease until the next run, or gives it back.
+func (r *Reconciliation) keepLease(ctx context.Context, keep time.Duration) error {
 	if keep == 0 {
 		return r.findings.Release(ctx, r.owner)
 	}

@@ -99,7 +99,7 @@ func (p *pass) verify(ctx context.Context, c *comparison) error {
 	}
 	for awaits, probe := range c.probes {
 		if c.probing[awaits] {
-			p.leave(c, probe, false)
+			p.postpone(c, probe, false)
 		} else {
 			p.found(c, probe)
 		}
@@ -147,9 +147,9 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 		case s.verdict.class == "" && !s.moving:
 			p.resolve(c, s.orderID, "")
 		case s.moving || b.Events || a.Events:
-			p.leave(c, s, failures)
+			p.postpone(c, s, failures)
 		case failures:
-			p.leave(c, s, failures)
+			p.postpone(c, s, failures)
 			p.resolve(c, s.orderID, s.verdict.class) // it is another difference now, of which a person has a message
 		default:
 			if err := p.decide(ctx, c, s); err != nil {
@@ -241,7 +241,7 @@ func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	f, known := p.known[findingKey{s.verdict.class, s.orderID}]
 	switch {
 	case age < p.policy.Grace:
-		p.leave(c, s, false)
+		p.postpone(c, s, false)
 		return nil
 	case awaits == awaited{}:
 		p.found(c, s)
@@ -265,17 +265,17 @@ func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 		p.found(c, s)
 	case age > patience*p.policy.Grace && (c.probes[awaits] == nil || s.changed.After(c.probes[awaits].changed)):
 		if earlier := c.probes[awaits]; earlier != nil {
-			p.leave(c, earlier, false)
+			p.postpone(c, earlier, false)
 		}
 		c.probes[awaits] = s
 	default:
-		p.leave(c, s, false)
+		p.postpone(c, s, false)
 	}
 	return nil
 }
 
-// leave counts a difference that is none yet. What was found about the order before stays as it was.
-func (p *pass) leave(c *comparison, s *suspect, failures bool) {
+// postpone counts a difference that is none yet. What was found about the order before stays as it was.
+func (p *pass) postpone(c *comparison, s *suspect, failures bool) {
 	p.report.InFlight++
 	if failures {
 		p.report.Failures++
@@ -410,9 +410,7 @@ func (p *pass) apply(ctx context.Context, f *Finding) error {
 		f.State, f.Repair = StatePerson, err.Error()
 		return err
 	}
-	useCases := p.repairs
-	useCases.PaymentsSince = p.paymentsSince
-	err = f.remedy.do(ctx, useCases, id, "reconciliation found "+f.Class)
+	err = f.remedy.do(ctx, repairs{p.useCases, p.paymentsSince}, id, "reconciliation found "+f.Class)
 	f.Repairs, f.RepairedAt, f.State, f.Repair = f.Repairs+1, &p.now, StateRepairing, f.remedy.text
 	if err != nil {
 		f.Repair = "failed: " + err.Error()

@@ -58,37 +58,37 @@ func hears(service string, e event.Event) awaited { return awaited{service, e.Ke
 // history.
 type remedy struct {
 	text string
-	do   func(ctx context.Context, u UseCases, id order.ID, why string) error
+	do   func(ctx context.Context, r repairs, id order.ID, why string) error
 }
 
 var (
-	announceOrder = &remedy{"the order was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.announce(ctx, id, false, why)
+	announceOrder = &remedy{"the order was announced again", func(ctx context.Context, r repairs, id order.ID, why string) error {
+		return r.announce(ctx, id, false, why)
 	}}
-	correctDispatch = &remedy{"the order was announced again as a correction", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.announce(ctx, id, true, why)
+	correctDispatch = &remedy{"the order was announced again as a correction", func(ctx context.Context, r repairs, id order.ID, why string) error {
+		return r.announce(ctx, id, true, why)
 	}}
-	announceDispatch = &remedy{"the dispatch was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.Dispatches.Announce(ctx, id, why)
+	announceDispatch = &remedy{"the dispatch was announced again", func(ctx context.Context, r repairs, id order.ID, why string) error {
+		return r.Dispatches.Announce(ctx, id, why)
 	}}
-	announcePayment = &remedy{"the payment was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.Payments.Announce(ctx, id, why)
+	announcePayment = &remedy{"the payment was announced again", func(ctx context.Context, r repairs, id order.ID, why string) error {
+		return r.Payments.Announce(ctx, id, why)
 	}}
-	announcePoints = &remedy{"what the order earned was announced again", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		return u.Points.Announce(ctx, id, why)
+	announcePoints = &remedy{"what the order earned was announced again", func(ctx context.Context, r repairs, id order.ID, why string) error {
+		return r.Points.Announce(ctx, id, why)
 	}}
-	cancelOrder = &remedy{"the order was cancelled, as the dispatch service knows it", func(ctx context.Context, u UseCases, id order.ID, why string) error {
-		if err := restoreDispatched(ctx, u, id, why); err != nil {
+	cancelOrder = &remedy{"the order was cancelled, as the dispatch service knows it", func(ctx context.Context, r repairs, id order.ID, why string) error {
+		if err := restoreDispatched(ctx, r, id, why); err != nil {
 			return err
 		}
-		return u.announce(ctx, id, false, why) // the payment service may not know it either
+		return r.announce(ctx, id, false, why) // the payment service may not know it either
 	}}
 	restoreFromDispatch = &remedy{"the order was stored again from what the dispatch service kept", restoreDispatched}
 	restoreFromPayment  = &remedy{"the order was stored again from what the payment service kept", restorePaid}
 )
 
-func restoreDispatched(ctx context.Context, u UseCases, id order.ID, why string) error {
-	d, err := u.Dispatches.Get(ctx, id)
+func restoreDispatched(ctx context.Context, r repairs, id order.ID, why string) error {
+	d, err := r.Dispatches.Get(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -110,11 +110,11 @@ func restoreDispatched(ctx context.Context, u UseCases, id order.ID, why string)
 		return err
 	}
 	want.CatchUp(d.Job.OrderVersion)
-	return u.restore(ctx, want, why)
+	return r.restore(ctx, want, why)
 }
 
-func restorePaid(ctx context.Context, u UseCases, id order.ID, why string) error {
-	p, err := u.Payments.Get(ctx, id)
+func restorePaid(ctx context.Context, r repairs, id order.ID, why string) error {
+	p, err := r.Payments.Get(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -134,19 +134,25 @@ func restorePaid(ctx context.Context, u UseCases, id order.ID, why string) error
 		return err
 	}
 	want.CatchUp(p.Bill.OrderVersion)
-	return u.restore(ctx, want, why)
+	return r.restore(ctx, want, why)
 }
 
-func (u UseCases) announce(ctx context.Context, id order.ID, corrected bool, why string) error {
-	return u.Orders.Announce(ctx, id, Reannouncement{Corrected: corrected, PaymentsSince: u.PaymentsSince}, why)
+// repairs are the ordinary use cases, through which everything is repaired.
+type repairs struct {
+	UseCases
+	paymentsSince time.Time // when the payment service began: no repair has an older order charged
+}
+
+func (r repairs) announce(ctx context.Context, id order.ID, corrected bool, why string) error {
+	return r.Orders.Announce(ctx, id, Reannouncement{Corrected: corrected, PaymentsSince: r.paymentsSince}, why)
 }
 
 // restore heeds that the compensation has stopped: what must not be made again from announcements must not from tables.
-func (u UseCases) restore(ctx context.Context, want *order.Order, why string) error {
-	if err := u.Compensation.breaker.check(); err != nil {
+func (r repairs) restore(ctx context.Context, want *order.Order, why string) error {
+	if err := r.Compensation.breaker.check(); err != nil {
 		return err
 	}
-	_, err := u.Compensation.Restore(ctx, want, why)
+	_, err := r.Compensation.Restore(ctx, want, why)
 	return err
 }
 
@@ -355,6 +361,6 @@ func JudgeDispatch(orders, dispatches []Record) (class string, repair func(ctx c
 		return v.class, nil
 	}
 	return v.class, func(ctx context.Context, u UseCases, id order.ID) error {
-		return v.remedy.do(ctx, u, id, "reconciliation found "+v.class)
+		return v.remedy.do(ctx, repairs{UseCases: u}, id, "reconciliation found "+v.class)
 	}
 }

@@ -201,7 +201,7 @@ func (s source) Close() error { return nil }
 func BenchmarkConsumerChain(b *testing.B) {
 	consumers, err := messaging.NewConsumers(messaging.Acceptance{Horizon: time.Hour}, nil, time.Minute, messaging.NewMetrics(prometheus.NewRegistry()), quiet)
 	require.NoError(b, err)
-	route := messaging.Topology(messaging.UseCases{Dispatches: app.NewDispatches(nothing[app.DispatchTx]{}, app.DispatchPolicy{})}, false)[0]
+	route := messaging.Topology(app.UseCases{Dispatches: app.NewDispatches(nothing[app.DispatchTx]{}, app.DispatchPolicy{})}, false)[0]
 	queue, retries := source{make(chan *message.Message)}, source{make(chan *message.Message)}
 	consumers.Add(route, queue, retries, nil)
 	ended := make(chan error, 1)

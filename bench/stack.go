@@ -18,6 +18,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"takeout/app"
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
 	"takeout/service"
@@ -153,7 +154,7 @@ func (s *stack) deleteQueues(namespace string) {
 	if err != nil {
 		return
 	}
-	for _, route := range messaging.Topology(messaging.UseCases{}, true) {
+	for _, route := range messaging.Topology(app.UseCases{}, true) {
 		for _, queue := range []string{route.Queue, route.Queue + ".dead"} {
 			_, _ = channel.QueueDelete(namespace+"."+queue, false, false, false)
 		}

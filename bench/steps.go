@@ -44,7 +44,7 @@ func (b *bench) steps(ctx context.Context) ([]line, error) {
 		return nil, err
 	}
 	defer dispatches.Close()
-	useCases := messaging.UseCases{
+	useCases := app.UseCases{
 		Orders: app.NewOrders(orders), Dispatches: app.NewDispatches(dispatches, app.DispatchPolicy{}),
 		Compensation: app.NewCompensation(orders, n),
 	}
@@ -103,7 +103,7 @@ func relayAll(ctx context.Context, outbox *sqlqueue.Reader, into *kept, n int) e
 }
 
 // handleAll gives the messages to a queue's consumer.
-func handleAll(ctx context.Context, useCases messaging.UseCases, queue string, failures app.Failures, messages []*message.Message) error {
+func handleAll(ctx context.Context, useCases app.UseCases, queue string, failures app.Failures, messages []*message.Message) error {
 	consumers, err := messaging.NewConsumers(messaging.Acceptance{Horizon: time.Hour}, nil, time.Second,
 		messaging.NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 	if err != nil {

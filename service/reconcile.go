@@ -46,11 +46,7 @@ func (s *Service) reconciliation() *app.Reconciliation {
 			findings = sqlstore.NewFindings(db.DB())
 		}
 	}
-	repairs := app.UseCases{
-		Orders: s.useCases.Orders, Compensation: s.useCases.Compensation, Dispatches: s.useCases.Dispatches, Payments: s.useCases.Payments,
-		Points: s.useCases.Points,
-	}
-	return app.NewReconciliation(books, findings, repairs, app.ReconcilePolicy{
+	return app.NewReconciliation(books, findings, s.useCases, app.ReconcilePolicy{
 		Grace: s.cfg.ReconcileGrace, Budget: s.cfg.ReconcileBudget, AfterPayment: s.cfg.DispatchAfter == "paid",
 	}, uuid.NewString())
 }

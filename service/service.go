@@ -39,7 +39,7 @@ type Service struct {
 	logger *slog.Logger
 
 	databases []database
-	useCases  messaging.UseCases
+	useCases  app.UseCases
 
 	broker    messaging.Broker
 	consumers *messaging.Consumers

@@ -18,6 +18,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"takeout/app"
 	"takeout/crashpoint"
 	"takeout/domain/event"
 	"takeout/ports/messaging"
@@ -454,7 +455,7 @@ func TestEveryConsumerHasCrashPoints(t *testing.T) {
 		}
 	}
 	want := map[string][]string{}
-	for _, r := range messaging.Topology(messaging.UseCases{}, true) {
+	for _, r := range messaging.Topology(app.UseCases{}, true) {
 		want[r.Queue] = []string{string(r.Role)}
 	}
 	require.Equal(t, want, roles)

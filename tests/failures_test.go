@@ -375,7 +375,7 @@ func TestWhoDidWhatWithAFailureStaysOnRecord(t *testing.T) {
 
 // desk is the failure desk over one database.
 func desk(s *orderStore) *app.FailureDesk {
-	return app.NewFailureDesk(map[string]app.FailureStore{"order": s}, messaging.Validator(messaging.Topology(messaging.UseCases{}, true)),
+	return app.NewFailureDesk(map[string]app.FailureStore{"order": s}, messaging.Validator(messaging.Topology(app.UseCases{}, true)),
 		deskKeys)
 }
 

@@ -15,6 +15,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
+	"takeout/app"
 	"takeout/domain/event"
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
@@ -22,7 +23,7 @@ import (
 )
 
 // routes are the queues of the whole program.
-func routes() []messaging.Route { return messaging.Topology(messaging.UseCases{}, true) }
+func routes() []messaging.Route { return messaging.Topology(app.UseCases{}, true) }
 
 // rightEvents has one event of each type about an order that exists as it says. A new event needs one here.
 func rightEvents(o event.Order) map[string]event.Event {

@@ -17,6 +17,7 @@ import (
 
 	"takeout/adapters/sqlbroker"
 	"takeout/adapters/sqldb"
+	"takeout/app"
 	"takeout/ports/messaging"
 	"takeout/verify/proxy"
 	"takeout/verify/servers"
@@ -192,7 +193,7 @@ func queues() []string {
 	return names
 }
 
-func routes() []messaging.Route { return messaging.Topology(messaging.UseCases{}, true) }
+func routes() []messaging.Route { return messaging.Topology(app.UseCases{}, true) }
 
 // onChannel does something with the broker itself, past the proxy.
 func (s *stack) onChannel(do func(*amqp.Channel) error) error {

@@ -62,7 +62,7 @@ func open(f *testing.F) *api {
 	require.NoError(f, err)
 	require.NoError(f, dispatches.Keep(context.Background(), app.Failure{Consumer: "dispatch.assign-courier", MessageID: "evt_1", OrderID: "o1", Class: "permanent", Code: "c", Error: "e", Payload: body}))
 	desk := app.NewFailureDesk(map[string]app.FailureStore{"order": orders, "dispatch": dispatches},
-		messaging.Validator(messaging.Topology(messaging.UseCases{}, true)), nil)
+		messaging.Validator(messaging.Topology(app.UseCases{}, true)), nil)
 	a.Handler = httpapi.New(httpapi.Config{
 		Orders: app.NewOrders(orders), Dispatches: use, Compensation: app.NewCompensation(orders, 100), Failures: desk,
 		Health: func(context.Context) httpapi.Health { return httpapi.Health{} }, Metrics: http.NotFoundHandler(), Version: "test",

@@ -38,7 +38,7 @@ type Consumers struct {
 	router   *message.Router
 	accept   Acceptance
 	stopping chan struct{}
-	once     sync.Once
+	closing  sync.Once
 	delays   []time.Duration
 	metrics  *Metrics
 	logger   *slog.Logger
@@ -111,7 +111,7 @@ func (c *Consumers) Paused() map[string]string {
 
 // Close takes no new messages, lets those in flight finish, and gives back those that wait for a better time.
 func (c *Consumers) Close() error {
-	c.once.Do(func() { close(c.stopping) })
+	c.closing.Do(func() { close(c.stopping) })
 	select {
 	case <-c.router.Running():
 		return c.router.Close()
@@ -158,7 +158,7 @@ func handler[E event.Event](useCase func(context.Context, E) error) func(*messag
 func (c *consumer) deduplicate(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) ([]*message.Message, error) {
 		began := time.Now()
-		duplicate, err := c.once(msg, next)
+		duplicate, err := c.handleOnce(msg, next)
 		if err != nil {
 			return nil, err
 		}
@@ -170,8 +170,8 @@ func (c *consumer) deduplicate(next message.HandlerFunc) message.HandlerFunc {
 	}
 }
 
-// once handles the message, or waits until its copy is handled.
-func (c *consumer) once(msg *message.Message, next message.HandlerFunc) (duplicate bool, err error) {
+// handleOnce handles the message, or waits until its copy is handled.
+func (c *consumer) handleOnce(msg *message.Message, next message.HandlerFunc) (duplicate bool, err error) {
 	for {
 		of, end := c.copies.begin(msg)
 		if of == nil {

@@ -22,7 +22,7 @@ import (
 )
 
 // everything returns the whole topology over real databases, with a courier on duty.
-func everything(f *testing.F) (UseCases, []Route) {
+func everything(f *testing.F) (app.UseCases, []Route) {
 	f.Helper()
 	dir, quiet := f.TempDir(), slog.New(slog.DiscardHandler)
 	place := func(name string) string { return "sqlite:" + filepath.Join(dir, name+".db") }
@@ -47,7 +47,7 @@ func everything(f *testing.F) (UseCases, []Route) {
 	opened(payments, err)
 	ledger, err := sqlstore.OpenPoints(place("points"), nil, quiet)
 	opened(ledger, err)
-	u := UseCases{
+	u := app.UseCases{
 		Orders: app.NewOrders(orders), Compensation: app.NewCompensation(orders, 1<<30), Dispatches: app.NewDispatches(dispatches, app.DispatchPolicy{}),
 		Payments: app.NewPayments(payments, simgateway.New(payments.DB(), 0, 0)), Points: app.NewPoints(ledger),
 	}

@@ -44,18 +44,9 @@ func (r Role) Service() string {
 	return string(r)
 }
 
-// UseCases are what the messages are for. Those of roles that run elsewhere may be nil.
-type UseCases struct {
-	Orders       *app.Orders
-	Compensation *app.Compensation
-	Dispatches   *app.Dispatches
-	Payments     *app.Payments
-	Points       *app.Points
-}
-
 // Topology is the whole flow of messages. The queue's name is the handler's name and the inbox key: under another name
 // whatever is in flight would be handled again.
-func Topology(u UseCases, withPayment bool) []Route {
+func Topology(u app.UseCases, withPayment bool) []Route {
 	routes := []Route{
 		onMany(Dispatch, "dispatch.assign-courier", urgent, u.Dispatches.AssignPlaced, u.Dispatches.AssignPlacedMany),
 		onMany(Compensation, "compensation.recreate-order", patient, u.Compensation.Recreate, u.Compensation.RecreateMany),

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"takeout/adapters/sqldb"
+	"takeout/app"
 	"takeout/ports/messaging"
 	"takeout/verify/history"
 )
@@ -135,7 +136,7 @@ type checker struct {
 func newChecker(in Input) *checker {
 	c := &checker{
 		in: in, report: NewReport(),
-		dbs: map[string]*sqldb.DB{}, routes: messaging.Topology(messaging.UseCases{}, true),
+		dbs: map[string]*sqldb.DB{}, routes: messaging.Topology(app.UseCases{}, true),
 		route: map[string]int{}, key: map[string]int{},
 		records: make([]record, in.Plan.Orders, in.Plan.Orders+len(in.Foreign)), index: make(map[uint64]int32, in.Plan.Orders),
 		ids: map[int32]string{}, extra: map[uint64]*extra{}, more: map[int32]*more{}, aside: map[uint64]bool{},

@@ -477,7 +477,7 @@ func newExplorer(setting Setting) (*explorer, error) {
 		"order.mark-delivered":                  handler(u.Orders.MarkDelivered),
 		"order.cancel-undispatchable":           handler(u.Orders.CancelUndispatchable),
 	}
-	for _, r := range messaging.Topology(messaging.UseCases{Orders: u.Orders, Compensation: u.Compensation, Dispatches: u.Dispatches}, false) {
+	for _, r := range messaging.Topology(u, false) {
 		if r.Queue == "compensation.recreate-cancelled-order" && x.Defects.CancelUnheard {
 			continue
 		}
