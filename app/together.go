@@ -10,9 +10,9 @@ import (
 	"takeout/domain"
 )
 
-// Together does in one go what many callers want at the same time, which costs a database far less than one after the
-// other. A caller who is alone does not wait for others: only those who come while earlier ones are being served are
-// served together next.
+// Together combines calls that come at the same time into one call of Many, which costs a database far less. A call that
+// finds nobody at work runs at once, by One. Calls that come while a batch runs wait and form the next one, so that batches
+// grow with the load and vanish without it.
 //
 // Its methods are safe for concurrent use. It has no goroutines of its own: one of the callers works for all.
 type Together[T any] struct {
@@ -22,10 +22,9 @@ type Together[T any] struct {
 	// Many does what all of them want, or returns an error and does nothing. Its context outlives that of each caller, but
 	// not manyTime.
 	//
-	// own says, by index, which items are no matter for Many, and what their callers get instead: an error, or the answer
-	// of One if it is ErrAlone. When Many failed, the others are then tried again without them. If it does not know any,
-	// the halves are tried, and who is alone in the end finds out by One what is wrong with its own: err is not shown to
-	// the callers. If err is Unavailable, everybody finds out alone.
+	// own holds the outcome of single items, by index: the error that their caller gets, or ErrAlone to have One run them.
+	// If err is not nil, the other items are tried again together. If own is empty, each half is tried, and a single item
+	// goes to One. If err is Unavailable, all go to One. No caller sees err.
 	Many func(ctx context.Context, items []T) (own map[int]error, err error)
 
 	Most     int // items of one call of Many
@@ -34,8 +33,8 @@ type Together[T any] struct {
 	// Patience is for how long a call counts as one of Parallel, for ever if zero. One that takes longer, because somebody
 	// holds its rows or the database does not answer, does not keep the others waiting.
 	Patience time.Duration
-	// Rest is for how long a call of Many counts as one of Parallel at least. Callers who come faster than that wait for about
-	// half of it and are served in fewer and larger batches; one who comes after another who was alone waits for nothing.
+	// Rest is the least time from the start of a batch until the next may start, so that calls that come faster than that make
+	// fewer and larger batches. A single call is not followed by a rest.
 	Rest time.Duration
 
 	mu      sync.Mutex

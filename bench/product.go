@@ -64,7 +64,7 @@ func (p product) addr() string { return p.Addr() }
 
 func (p product) close() error { return p.Stop(context.Background()) }
 
-// place calls the use case as the HTTP door does.
+// place calls the use case as the HTTP port does.
 func (p product) place(ctx context.Context, number int) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -7,7 +7,7 @@ import (
 	"fmt"
 )
 
-// Kind says what can be done about an error. Each door has one table from Kind to its own answer: HTTP a status,
+// Kind says what can be done about an error. Each port has one table from Kind to its own answer: HTTP a status,
 // a message handler a decision between retrying and keeping.
 type Kind int
 

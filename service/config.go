@@ -36,21 +36,21 @@ type Config struct {
 	DispatchAfter    string        `name:"dispatch-after" env:"TAKEOUT_DISPATCH_AFTER" default:"placed" enum:"placed,paid" help:"When an order is dispatched: when it is placed, or when it is paid."`
 	DispatchDeadline time.Duration `name:"dispatch-deadline" env:"TAKEOUT_DISPATCH_DEADLINE" default:"30m" help:"How long after it was placed an order may wait for a courier before it is cancelled; 0 for ever."`
 	PaymentGateway   string        `name:"payment-gateway" env:"TAKEOUT_PAYMENT_GATEWAY" default:"simulated" enum:"simulated,none" help:"Who takes the money: simulated, or none for an installation without payment and points."`
-	PaymentRefusals  float64       `name:"payment-refusals" env:"TAKEOUT_PAYMENT_REFUSALS" default:"0" help:"The part of payments that the simulated gateway refuses (0 to 1)."`
-	PaymentTimeouts  float64       `name:"payment-timeouts" env:"TAKEOUT_PAYMENT_TIMEOUTS" default:"0" help:"The part of calls that the simulated gateway does not answer in time (0 to 1)."`
+	PaymentRefusals  float64       `name:"payment-refusals" env:"TAKEOUT_PAYMENT_REFUSALS" default:"0" help:"The fraction of payments that the simulated gateway refuses (0 to 1)."`
+	PaymentTimeouts  float64       `name:"payment-timeouts" env:"TAKEOUT_PAYMENT_TIMEOUTS" default:"0" help:"The fraction of calls that the simulated gateway does not answer in time (0 to 1)."`
 
-	RetryDelays       []time.Duration `name:"retry-delays" env:"TAKEOUT_RETRY_DELAYS" default:"5s,30s,5m,30m" help:"When a message that failed is tried again, after the tries at once."`
+	RetryDelays       []time.Duration `name:"retry-delays" env:"TAKEOUT_RETRY_DELAYS" default:"5s,30s,5m,30m" help:"When a message that failed is tried again, after four immediate tries."`
 	EventKey          string          `name:"event-key" env:"TAKEOUT_EVENT_KEY" help:"Key that events are signed with (16 bytes or more). Several, separated by commas, are all accepted and the first one signs."`
 	CompensationLimit int             `name:"compensation-limit" env:"TAKEOUT_COMPENSATION_LIMIT" default:"100" help:"How many orders may be missing within a minute, and be more than half of all, before the compensation stops."`
 	Publish           string          `env:"TAKEOUT_PUBLISH" default:"outbox" enum:"outbox,before-commit" help:"How orders are announced: by the outbox, or before-commit, which loses orders and is for demonstrations."`
-	FailAfterPublish  float64         `name:"fail-after-publish" env:"TAKEOUT_FAIL_AFTER_PUBLISH" default:"0" help:"The part of orders that before-commit rolls back after announcing them (0 to 1)."`
+	FailAfterPublish  float64         `name:"fail-after-publish" env:"TAKEOUT_FAIL_AFTER_PUBLISH" default:"0" help:"The fraction of orders that before-commit rolls back after announcing them (0 to 1)."`
 
 	DedupHorizon     time.Duration `name:"dedup-horizon" env:"TAKEOUT_DEDUP_HORIZON" default:"720h" help:"How old an event may be to be handled, and how long it is remembered that it was."`
 	FailureRetention time.Duration `name:"failure-retention" env:"TAKEOUT_FAILURE_RETENTION" default:"336h" help:"How long failures are kept after they were closed, and at least how long open ones can be retried. Open ones are kept for ever."`
-	HistoryRetention time.Duration `name:"history-retention" env:"TAKEOUT_HISTORY_RETENTION" default:"720h" help:"How long it is kept when events were confirmed and what was repaired."`
+	HistoryRetention time.Duration `name:"history-retention" env:"TAKEOUT_HISTORY_RETENTION" default:"720h" help:"How long the log of confirmed events and of repairs is kept."`
 
 	ReconcileEvery  time.Duration `name:"reconcile-every" env:"TAKEOUT_RECONCILE_EVERY" default:"1m" help:"How often the databases are compared; 0 for never."`
-	ReconcileGrace  time.Duration `name:"reconcile-grace" env:"TAKEOUT_RECONCILE_GRACE" default:"1m" help:"How old a difference must be to be one."`
+	ReconcileGrace  time.Duration `name:"reconcile-grace" env:"TAKEOUT_RECONCILE_GRACE" default:"1m" help:"Differences that are younger are ignored."`
 	ReconcileRepair bool          `name:"reconcile-repair" env:"TAKEOUT_RECONCILE_REPAIR" default:"true" negatable:"" help:"Repair what the comparison finds."`
 	ReconcileBudget int           `name:"reconcile-budget" env:"TAKEOUT_RECONCILE_BUDGET" default:"1000" help:"The most repairs of one comparison."`
 

@@ -38,7 +38,7 @@ var layers = []layer{
 	{path: "takeout/adapters/simgateway", own: []string{"takeout/app", "takeout/domain", "takeout/adapters/sqldb"}}, // a stranger who is lent a database
 	{path: "takeout/adapters/rabbitmq", own: []string{"takeout/app", "takeout/domain", "takeout/crashpoint"}},
 	{path: "takeout/service", own: []string{"takeout/adapters", "takeout/ports", "takeout/app", "takeout/domain", "takeout/crashpoint"}},
-	// What verifies the program sees it from outside: it knows the words of its doors and tables, and not its wiring.
+	// What verifies the program sees it from outside: it knows the words of its ports and tables, and not its wiring.
 	{path: "takeout/verify/history", own: []string{"takeout/domain"}, foreign: []string{}},
 	{path: "takeout/verify/servers", own: []string{"takeout/verify/servers"}},
 	{path: "takeout/verify/proxy", own: []string{}},

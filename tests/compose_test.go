@@ -59,7 +59,7 @@ func TestComposeSystemDispatchesThroughARestartOfItsBroker(t *testing.T) {
 	after := s.place(t, "after", 100)
 	compose(t, "start", "dispatch")
 	s.awaitDispatched(t, after)
-	// The whole installation agrees, seen through the operators' door.
+	// The whole installation agrees, seen through the operators' API.
 	cancelled := mustSend(t, http.MethodPost, s.api+"/v1/orders/"+after+"/cancel", "")
 	require.Equal(t, http.StatusOK, cancelled.status, "%s", cancelled)
 	// A reader that the restarted broker has forgotten begins again after a minute.

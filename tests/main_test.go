@@ -1,4 +1,4 @@
-// Package tests holds the promises of the whole program. They are tried on the real program, through its doors, on
+// Package tests holds the promises of the whole program. They are tried on the real program, through its ports, on
 // real databases and brokers.
 package tests
 

@@ -1,4 +1,4 @@
-// Package httpapi is the door for customers and operators: ordering, the roster, and the state of the process.
+// Package httpapi is the HTTP port, for customers and operators: ordering, the roster, and the state of the process.
 package httpapi
 
 import (

@@ -1,4 +1,4 @@
-// Package messaging is the door through which events come in: which queue feeds which use case, and what happens to
+// Package messaging is the port through which events come in: which queue feeds which use case, and what happens to
 // a message whose handling fails. Read topology.go first and consumer.go second.
 package messaging
 
@@ -22,7 +22,7 @@ type Role string
 
 // The roles. Order, Dispatch, Payment and Points serve HTTP and handle their service's messages; Compensation makes
 // lost orders again in the order service's database; Relay carries events from the outboxes to the broker; Reconcile
-// compares the services' databases, and is the operators' door to all of them.
+// compares the services' databases, and is the operators' API for all of them.
 const (
 	Order        Role = "order"
 	Relay        Role = "relay"
