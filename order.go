@@ -109,7 +109,7 @@ func (c *orderListCmd) Run(out output) error {
 		return err
 	}
 	if page.NextCursor != "" && out.table(c.formatFlag) {
-		fmt.Fprintf(out.err, "more: takeout order list --cursor %s\n", page.NextCursor)
+		fmt.Fprintf(out.err, "more: takeout order list --cursor %s (with the same flags)\n", page.NextCursor)
 	}
 	return nil
 }

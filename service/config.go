@@ -106,6 +106,9 @@ func (c *Config) Validate() error {
 	if _, port, err := net.SplitHostPort(c.HTTPAddr); err != nil || !validPort(port) {
 		return setting("http-addr", "must be host:port with a port from 0 to 65535, such as 127.0.0.1:8080")
 	}
+	if c.DataDir == "" {
+		return setting("data-dir", "must name a directory")
+	}
 	if c.Prefetch < 1 || c.Prefetch > 5000 {
 		return setting("prefetch", "must be between 1 and 5000")
 	}

@@ -41,7 +41,7 @@ var settings = map[string]limits{
 	"http-addr": {right: []string{":0", "127.0.0.1:65535", "[::1]:1", "localhost:1"},
 		wrong: []string{"", ":", "x", ":65536", ":-1", ":http", "1", "127.0.0.1", "127.0.0.1:", "http://127.0.0.1:1", "::1:1", ":1:1", ":01", ":1 ", ":0x1"}},
 	"roles":    {right: []string{"all", "all,order", "order,relay,dispatch,compensation,payment,points,reconcile"}, wrong: []string{"", ",", "ORDER", "order,foo", "order relay"}},
-	"data-dir": {right: []string{"x", "/a b/c", "."}, wrong: nil},
+	"data-dir": {right: []string{"x", "/a b/c", "."}, wrong: []string{""}},
 	"database-url": {right: []string{"", "mysql://h/", "mysql://h", "mysql://user:" + password + "@h:1/prefix"}, wrong: append([]string{
 		"sqlite:x", "mysql://", "mysql:", "mysql:///p", "mysql://user:" + password + "@/", "mysql://user:" + password + "%zz@h/", "mysql://user:" + password + "@h:70000/", "mysql://user:" + password + "@h/?x=1",
 		"mysql://user:1#" + password + "@h/", "mysql://user:1?" + password + "@h/",

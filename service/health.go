@@ -2,12 +2,14 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"takeout/adapters/sqldb"
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
 )
@@ -41,9 +43,12 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 		default:
 			h.Checks["outbox "+p.name] = httpapi.Check{OK: true, Detail: atLeast(p.count) + " events wait"}
 		}
-		if p.trouble != nil {
+		switch {
+		case errors.Is(p.trouble, sqldb.ErrFileGone):
+			worse("unavailable", "database "+p.name, p.trouble.Error())
+		case p.trouble != nil:
 			worse("degraded", "database "+p.name, "answers, and cannot do its work: "+p.trouble.Error())
-		} else {
+		default:
 			h.Checks["database "+p.name] = httpapi.Check{OK: true}
 		}
 	}

@@ -577,6 +577,23 @@ func TestSchemaOfANewerProgramIsRefused(t *testing.T) {
 	})
 }
 
+// Somebody tidies up, or restores a copy, under the running program.
+func TestFileThatIsReplacedUnderTheProgramMakesItUnavailable(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, embedded(t))
+	s.awaitDispatched(t, s.place(t, "x", 1))
+	file := strings.TrimPrefix(s.order, "sqlite:")
+	require.Equal(t, http.StatusOK, mustGet(t, s.api+"/readyz").status)
+	require.NoError(t, os.Rename(file, file+".away"))
+	gone := mustGet(t, s.api+"/readyz")
+	require.Equal(t, http.StatusServiceUnavailable, gone.status, "%s", gone)
+	require.Contains(t, string(gone.body), "deleted or replaced while it is in use")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.Equal(t, http.StatusServiceUnavailable, mustGet(t, s.api+"/readyz").status)
+	require.NoError(t, os.Rename(file+".away", file))
+	require.Equal(t, http.StatusOK, mustGet(t, s.api+"/readyz").status)
+}
+
 func TestDamagedFileIsNamedAtOnceAndWhatToDoAboutIt(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

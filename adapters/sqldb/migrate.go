@@ -63,7 +63,7 @@ func (db *DB) Migrate(ctx context.Context, schemas ...Schema) ([]string, error) 
 			ran = append(ran, s.Name+"/"+r.Source.Path)
 		}
 	}
-	return ran, nil
+	return ran, db.rememberFile()
 }
 
 // CheckSchema returns nil if the database is exactly at the schemas' newest versions, ErrSchemaOlder, ErrSchemaNewer
@@ -82,7 +82,7 @@ func (db *DB) CheckSchema(ctx context.Context, schemas ...Schema) error {
 			return fmt.Errorf("the %s database: %w", db.name, err)
 		}
 	}
-	return nil
+	return db.rememberFile()
 }
 
 // versions returns the version that the database is at and the newest one that this program knows, and ErrSchemaNewer

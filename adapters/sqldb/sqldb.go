@@ -31,6 +31,7 @@ type DB struct {
 	write  *sql.DB
 	read   *sql.DB // the same as write on MySQL
 	lock   fileLock
+	file   os.FileInfo // of SQLite, as it was when the schema was found right
 	logger *slog.Logger
 
 	trouble trouble

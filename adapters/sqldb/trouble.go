@@ -2,7 +2,9 @@ package sqldb
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -46,9 +48,27 @@ func (t *trouble) now() error {
 	return t.err
 }
 
+// ErrFileGone says that the file of a SQLite database was deleted or replaced while it was in use. What is stored goes on
+// going into the old one, and is lost with the process.
+var ErrFileGone = errors.New("the file was deleted or replaced while it is in use: what is stored now is lost when the program stops; " +
+	"stop it at once, and put the right file there before it is started again")
+
+// rememberFile keeps which file this process uses.
+func (db *DB) rememberFile() (err error) {
+	if db.path != "" {
+		db.file, err = os.Stat(db.path)
+	}
+	return err
+}
+
 // Trouble returns why transactions of this process failed within the last moments although the database may answer, nil if
-// they did not. The error is Unavailable.
+// they did not, or ErrFileGone. The error is Unavailable otherwise.
 func (db *DB) Trouble(ctx context.Context) error {
+	if db.file != nil {
+		if now, err := os.Stat(db.path); err != nil || !os.SameFile(db.file, now) {
+			return fmt.Errorf("%s: %w", db.path, ErrFileGone)
+		}
+	}
 	err := db.trouble.now()
 	if err != nil && db.isReadOnly(ctx) {
 		return fmt.Errorf("the server is read-only: %w", err)
