@@ -63,12 +63,8 @@ func (c *verifyCmd) Run(out output) error {
 	case c.Runs > 1 && c.KeepDir != "":
 		return usage(errors.New("--keep is for one run"))
 	}
-	if c.JSON != "" { // is tried before hours are spent
-		file, err := os.OpenFile(c.JSON, os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
-			return usage(fmt.Errorf("--json: %w", err))
-		}
-		_ = file.Close()
+	if err := c.tryJSON(); err != nil { // before hours are spent
+		return usage(fmt.Errorf("--json: %w", err))
 	}
 	ctx, stopped := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stopped()
@@ -109,6 +105,22 @@ func (c *verifyCmd) dir() (string, error) {
 		return "", usage(fmt.Errorf("--keep: %w", err))
 	}
 	return c.KeepDir, nil
+}
+
+// tryJSON makes sure that the report can be written, and leaves no file where there was none.
+func (c *verifyCmd) tryJSON() error {
+	if c.JSON == "" {
+		return nil
+	}
+	_, absent := os.Stat(c.JSON)
+	file, err := os.OpenFile(c.JSON, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if absent != nil {
+		_ = os.Remove(c.JSON)
+	}
+	return file.Close()
 }
 
 func (c *verifyCmd) save(report *verify.Report) error {

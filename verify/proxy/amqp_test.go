@@ -219,8 +219,7 @@ func faultAtPublish(t *testing.T, b *bus, fault proxy.Fault) {
 		b.holds(t, "first", "third")
 		c.goesOn(t)
 	case proxy.Cut:
-		c.broke(t)
-		require.False(t, acked(t, second))
+		c.broke(t) // the confirm of the second may have been faster
 		b.holds(t, "first", "second")
 	case proxy.Delay:
 		third := c.publish(t, b.queue, "third")
