@@ -117,10 +117,11 @@ func (c *verifyCmd) tryJSON() error {
 	if err != nil {
 		return err
 	}
+	err = file.Close()
 	if absent != nil {
 		_ = os.Remove(c.JSON)
 	}
-	return file.Close()
+	return err
 }
 
 func (c *verifyCmd) save(report *verify.Report) error {
