@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -185,6 +186,9 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
+	if strings.ContainsFunc(key+c.operator, unicode.IsControl) {
+		return usage(errors.New("--idempotency-key and --operator: must be one line of text")) // or it would not even be sent
+	}
 	if key != "" {
 		request.Header.Set("Idempotency-Key", key)
 	}
@@ -193,7 +197,7 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return errUnknown{fmt.Errorf("no takeout answers at %s; is takeout serve running there? (--url)", server.Redacted())}
+		return errUnknown{fmt.Errorf("no takeout answers at %s: %w; is takeout serve running there? (--url)", server.Redacted(), errors.Unwrap(err))}
 	}
 	defer response.Body.Close()
 	if response.StatusCode >= http.StatusBadRequest {
