@@ -18,7 +18,7 @@ type Job struct {
 	OrderVersion int64     // the order's version that the event told of
 }
 
-// State is what became of a dispatch. It is a struct so that no other value than these can exist.
+// State is what became of a dispatch. It is a struct so that no text is taken for one by mistake.
 type State struct{ s string }
 
 // The states. An order waits while no courier has room; it is impossible if none had in time, and released if the

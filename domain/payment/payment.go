@@ -9,7 +9,7 @@ import (
 	"takeout/domain/order"
 )
 
-// State is what became of a payment. It is a struct so that no other value than these can exist.
+// State is what became of a payment. It is a struct so that no text is taken for one by mistake.
 type State struct{ s string }
 
 // The states. A payment is charging until the gateway has said what became of it; void is the payment of an order

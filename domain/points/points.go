@@ -9,7 +9,7 @@ import (
 	"takeout/domain/order"
 )
 
-// Kind says why points are entered. It is a struct so that no other value than these can exist.
+// Kind says why points are entered. It is a struct so that no text is taken for one by mistake.
 type Kind struct{ s string }
 
 // The kinds. An order has at most one entry of each.

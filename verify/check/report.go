@@ -45,7 +45,7 @@ const MaxDetails = 20
 // Violation is a promise that was not kept. An order has at most one from the rules about single orders: what follows from
 // the gravest is not reported again.
 type Violation struct {
-	Invariant string `json:"invariant"` // of RELIABILITY §1: "I1"
+	Invariant string `json:"invariant"` // such as "I1"; docs/verification.md lists them
 	Class     string `json:"class"`     // in Jepsen's words: lost, duplicated, unexpected, resurrected, orphan, stuck, …
 	OrderID   string `json:"order_id,omitempty"`
 	Number    int    `json:"number"` // of the order in the plan, -1 if it is not about one
