@@ -19,6 +19,7 @@ import (
 	"takeout/adapters/sqlqueue"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/tests/testenv"
 )
 
 var keepAMonth = sqlstore.Retention{Dedup: 720 * time.Hour, Failures: 336 * time.Hour, History: 720 * time.Hour}
@@ -121,6 +122,20 @@ func TestWhatIsOldIsDeletedAndNothingElse(t *testing.T) {
 			require.Zero(t, n, table)
 		}
 	})
+}
+
+// It is this process's clock that is ahead of its database's, by forty days.
+func TestProcessWhoseClockIsAheadMakesNobodyForget(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartMySQL(t)
+	rawURL := server.URL("orders")
+	openStore(t, rawURL, sqlstore.OpenOrders)
+	execute(t, rawURL, fmt.Sprintf("SET GLOBAL init_connect = 'SET timestamp = %d'", time.Now().Add(-40*24*time.Hour).Unix()))
+	s := openOrders(t, ordinary(t, rawURL, "behind"))
+	insert(t, s.DB(), "inbox", "consumer", "c", "event_id", "handled a moment ago", "body_hash", make([]byte, 32), "handled_at", hoursAgo(800))
+	_, err := s.Prune(t.Context(), keepAMonth)
+	require.NoError(t, err)
+	require.Equal(t, []string{"handled a moment ago"}, texts(t, s.DB().Reader(), "SELECT event_id FROM inbox"))
 }
 
 // fillInbox remembers n messages that were handled then.

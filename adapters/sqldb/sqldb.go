@@ -91,6 +91,13 @@ func (db *DB) Ping(ctx context.Context) error {
 	return db.Error(db.write.QueryRowContext(ctx, "SELECT 1").Scan(&one))
 }
 
+// Clock returns what time the database has.
+func (db *DB) Clock(ctx context.Context) (time.Time, error) {
+	var micros int64
+	err := db.read.QueryRowContext(ctx, "SELECT "+db.Now).Scan(&micros)
+	return time.UnixMicro(micros).UTC(), db.Error(err)
+}
+
 // Close closes the connections and releases the file.
 func (db *DB) Close() error {
 	err := db.write.Close()

@@ -319,11 +319,7 @@ func (b *Book) Created(ctx context.Context) (time.Time, error) {
 }
 
 // Clock implements app.Book.
-func (b *Book) Clock(ctx context.Context) (time.Time, error) {
-	var micros int64
-	err := b.db.Reader().QueryRowContext(ctx, "SELECT "+b.db.Now).Scan(&micros)
-	return time.UnixMicro(micros).UTC(), b.db.Error(err)
-}
+func (b *Book) Clock(ctx context.Context) (time.Time, error) { return b.db.Clock(ctx) }
 
 func (b *Book) time(ctx context.Context, query string) (time.Time, error) {
 	var at time.Time

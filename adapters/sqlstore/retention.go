@@ -32,8 +32,8 @@ type aged struct {
 	before     time.Time
 }
 
-func (m *Messages) aged(keep Retention) []aged {
-	answered, history := now().Add(-keep.Dedup), now().Add(-keep.History)
+func (m *Messages) aged(keep Retention, now time.Time) []aged {
+	answered, history := now.Add(-keep.Dedup), now.Add(-keep.History)
 	all := []aged{
 		{"inbox", "consumer, event_id", "handled_at < ?", "handled_at", answered.Add(-inboxMargin)},
 		{"outbox_confirmed", "id", "confirmed_at < ?", "confirmed_at", history},
@@ -54,9 +54,18 @@ func (m *Messages) aged(keep Retention) []aged {
 // in several processes at once: it deletes in small statements with pauses between them. What it could not delete is
 // for the next time.
 func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
+	// A process whose clock is far ahead must not make all others forget.
+	clock, err := m.db.Clock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	today := now()
+	if clock.Before(today) {
+		today = clock
+	}
 	pruned = map[string]int{}
-	errs := []error{m.forgetMarks(ctx, now().Add(-keep.History))}
-	for _, a := range m.aged(keep) {
+	errs := []error{m.forgetMarks(ctx, today.Add(-keep.History))}
+	for _, a := range m.aged(keep, today) {
 		if a.table == "reconcile_dirty" && errs[0] != nil {
 			continue
 		}
@@ -64,7 +73,7 @@ func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string
 		pruned[a.table] = n
 		errs = append(errs, err)
 	}
-	n, err := m.pruneFailures(ctx, now().Add(-keep.Failures))
+	n, err := m.pruneFailures(ctx, today.Add(-keep.Failures))
 	pruned["failure"] = n
 	return pruned, errors.Join(append(errs, err)...)
 }
