@@ -139,6 +139,7 @@ var drifts = []drift{
 	{name: "order deleted", table: orderTable, change: "DELETE FROM order_info WHERE orderId = ?", class: app.OrphanDispatch, becomes: "dispatched"},
 	{name: "name at the order", table: orderTable, change: "UPDATE order_info SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
 	{name: "name at the dispatch", table: dispatchTable, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
+	{name: "time at the dispatch", table: dispatchTable, change: "UPDATE platoon SET placed_at = (SELECT at FROM (SELECT MIN(placed_at) AS at FROM platoon) first) WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
 	{name: "courier at the order", table: orderTable, change: "UPDATE order_info SET courier_id = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
 	{name: "courier at the dispatch", table: dispatchTable, change: "UPDATE platoon SET takeout_userId = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
 	{name: "courier unheard of", table: orderTable, change: "UPDATE order_info SET status = 'placed' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},

@@ -16,10 +16,11 @@ func (d Dialect) Minute(column string) string {
 	if d.Engine == "sqlite" {
 		return "(takeout_micros(" + column + ") / 60000000)"
 	}
-	return "(" + d.micros(column) + " DIV 60000000)"
+	return "(" + d.Micros(column) + " DIV 60000000)"
 }
 
-func (d Dialect) micros(column string) string {
+// Micros is an expression: the microseconds from 1970 to the column's time. It depends on no session's time zone.
+func (d Dialect) Micros(column string) string {
 	if d.Engine == "sqlite" {
 		return "takeout_micros(" + column + ")"
 	}

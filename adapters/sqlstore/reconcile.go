@@ -53,10 +53,10 @@ var tablesOf = map[string]table{
 			event.PointsAwarded{}.Key():      {newestAmong("order_info", "placed_at", "points", "points > 0")},
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.OrderDispatch: func(sqldb.Dialect) line {
+			app.OrderDispatch: func(d sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
 					"CASE status WHEN 'placed' THEN 'waiting' WHEN 'dispatched' THEN 'assigned' WHEN 'cancelled' THEN 'ended' ELSE status END",
-					"CASE WHEN status IN ('dispatched', 'delivered') THEN COALESCE(courier_id, '') ELSE '' END", "name"}}
+					"CASE WHEN status IN ('dispatched', 'delivered') THEN COALESCE(courier_id, '') ELSE '' END", "name", d.Micros("placed_at")}}
 			},
 			app.OrderPayment: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency", "CASE status WHEN 'cancelled' THEN 'unpaid' ELSE 'paid' END"}}
@@ -76,10 +76,10 @@ var tablesOf = map[string]table{
 			event.OrderCancelled{}.Key(): append([]string{newestIn("platoon", "state = 'released'", "placed_at")}, assigned...),
 		},
 		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.OrderDispatch: func(sqldb.Dialect) line {
+			app.OrderDispatch: func(d sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
 					"CASE WHEN state IN ('released', 'impossible') THEN 'ended' ELSE state END",
-					"CASE WHEN state IN ('assigned', 'delivered') THEN COALESCE(takeout_userId, '') ELSE '' END", "name"}}
+					"CASE WHEN state IN ('assigned', 'delivered') THEN COALESCE(takeout_userId, '') ELSE '' END", "name", d.Micros("placed_at")}}
 			},
 		},
 	},
