@@ -530,9 +530,15 @@ func (s *subscription) write(ctx context.Context, set string, rows []Row) error 
 // persist does the work until it succeeds. When the reader stops it tries only a little longer: a row that was not
 // deleted is delivered again, which is a duplicate, and one that was not given back comes when its lease is over.
 func (s *subscription) persist(rows int, stop <-chan struct{}, work func(ctx context.Context) error) {
-	trouble := false
+	trouble, began := false, time.Now()
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		patience := 10 * time.Second
+		select {
+		case <-stop:
+			patience = 2 * time.Second
+		default:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		err := work(ctx)
 		cancel()
 		if err == nil {
@@ -548,7 +554,7 @@ func (s *subscription) persist(rows int, stop <-chan struct{}, work func(ctx con
 		}
 		select {
 		case <-stop:
-			if pause > 500*time.Millisecond {
+			if pause > 500*time.Millisecond || time.Since(began) > 2*time.Second {
 				s.logger.Warn("rows could not be settled; they will be delivered again", "rows", rows, "error", s.db.Error(err))
 				return
 			}
