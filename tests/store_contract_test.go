@@ -294,6 +294,25 @@ func TestEventsThatCannotBeSentAndNewOnesDoNotKeepEachOtherWaiting(t *testing.T)
 	})
 }
 
+func TestRowsThatWereTakenAndNotHandedOutSpendNoAttempt(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		for i := range 3 {
+			storeOrder(t, s, fmt.Sprint("o", i))
+		}
+		for range 5 {
+			messages, reader := readOutbox(t, s, sqlqueue.Config{DeliveryLimit: 1})
+			require.Empty(t, receive(t, messages).Metadata[app.MetadataUndeliverable])
+			require.NoError(t, reader.Close())
+			// The one that was handed out is still leased, and has had its attempt.
+			_, err := s.DB().Writer().Exec("UPDATE outbox SET attempts = 0, available_at = 0 WHERE available_at > 0")
+			require.NoError(t, err)
+		}
+		var most int
+		require.NoError(t, s.DB().Reader().QueryRow("SELECT MAX(attempts) FROM outbox").Scan(&most))
+		require.Zero(t, most)
+	})
+}
+
 func TestRelayThatCannotDeleteWhatIsSentSaysWhy(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer

@@ -564,14 +564,14 @@ func (s *subscription) persist(rows int, stop <-chan struct{}, work func(ctx con
 	}
 }
 
-// giveBack makes rows available that were taken and not handed out.
+// giveBack makes rows available that were taken and not handed out, which was no attempt.
 func (s *subscription) giveBack(rows []Row) {
 	for _, r := range rows {
 		s.free(r)
 	}
 	closed := make(chan struct{})
 	close(closed)
-	s.exec("available_at = 0", rows, closed)
+	s.exec("available_at = 0, attempts = attempts - 1", rows, closed)
 }
 
 // renew keeps the leases of the messages in flight.
