@@ -25,7 +25,8 @@ const maxConns = 32
 // is eight hours. Two leases, because what is leased is done again no sooner than after one.
 const silence = 20 * time.Second
 
-func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
+// mysqlConfig returns how to reach the database at the URL, and what its sessions are like.
+func mysqlConfig(name, rawURL string, logger *slog.Logger) (*mysql.Config, error) {
 	u, err := parseURL(name, rawURL)
 	if err != nil {
 		return nil, err
@@ -70,6 +71,14 @@ func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
 		"innodb_lock_wait_timeout": "2",                    // seconds; a request has 5
 		"lock_wait_timeout":        "5",                    // seconds; everybody has to wait behind a migration that waits for a table
 		"wait_timeout":             strconv.Itoa(int(silence.Seconds())),
+	}
+	return cfg, nil
+}
+
+func openMySQL(name, rawURL string, logger *slog.Logger) (*DB, error) {
+	cfg, err := mysqlConfig(name, rawURL, logger)
+	if err != nil {
+		return nil, err
 	}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {
