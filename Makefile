@@ -22,7 +22,7 @@ run: ## run everything on :8080, with nothing installed but Go
 
 up: ## start MySQL, RabbitMQ and a container for each role
 	$(compose) up --build --detach
-	@echo "the order role serves http://127.0.0.1:8080, the dispatch role http://127.0.0.1:8081, the operators' door http://127.0.0.1:8082"
+	@echo "the order role serves http://127.0.0.1:8080, the dispatch role http://127.0.0.1:8081, the operators' API http://127.0.0.1:8082, the compensation http://127.0.0.1:8083"
 
 down: ## stop them; their data stays
 	$(compose) down

@@ -26,7 +26,7 @@ func compose(t testing.TB, args ...string) {
 }
 
 // The containers of docker/compose.yaml, with the images that the environment names: MYSQL_IMAGE, RABBITMQ_IMAGE, and
-// TAKEOUT_IMAGE, which must be built. The ports 8080 to 8082 must be free.
+// TAKEOUT_IMAGE, which must be built. The ports 8080 to 8083 must be free.
 func TestComposeSystemDispatchesThroughARestartOfItsBroker(t *testing.T) {
 	t.Cleanup(func() { compose(t, "down", "--volumes", "--timeout", "20") })
 	compose(t, "up", "--no-build", "--detach")
