@@ -495,7 +495,8 @@ func (s *Service) stop() error {
 	return errors.Join(errs...)
 }
 
-// Migrate brings the databases that cfg names up to date and returns the names of the migrations that it ran.
+// Migrate brings the databases that cfg names up to date and returns the names of the migrations that it ran, each with its
+// database.
 func Migrate(ctx context.Context, cfg Config, logger *slog.Logger) ([]string, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -515,7 +516,9 @@ func Migrate(ctx context.Context, cfg Config, logger *slog.Logger) ([]string, er
 			return ran, err
 		}
 		names, err := s.migrate(ctx, t)
-		ran = append(ran, names...)
+		for _, name := range names {
+			ran = append(ran, name+" in the "+t.DB().Name()+" database")
+		}
 		if err != nil {
 			return ran, err
 		}
