@@ -297,7 +297,7 @@ func TestOrdersAreHandledOnTheCommandLine(t *testing.T) {
 	require.Equal(t, 0, page.code, "%s", page)
 	require.Equal(t, 2, strings.Count(page.stdout, "\n"), "a head and an order: %s", page.stdout)
 	require.Contains(t, page.stdout, "麻婆豆腐", "the newest")
-	more := regexp.MustCompile(`^more: takeout order list --cursor (\S+)\n$`).FindStringSubmatch(page.stderr)
+	more := regexp.MustCompile(`^more: takeout order list --cursor (\S+) \(with the same flags\)\n$`).FindStringSubmatch(page.stderr)
 	require.NotNil(t, more, page.stderr)
 	rest := run(t, at, "order", "list", "--cursor", more[1], "-o", "json", "--status", "dispatched")
 	require.Equal(t, 0, rest.code, "%s", rest)
