@@ -546,7 +546,7 @@ func TestMigratingIsOneStepAndServingAnother(t *testing.T) {
 		first := run(t, env, "migrate")
 		require.Equal(t, 0, first.code, "%s", first)
 		require.Contains(t, first.stdout, "ran order/00001_order.sql in the order database\n")
-		require.Contains(t, first.stdout, "ran dispatch/00001_dispatch.sql\n")
+		require.Contains(t, first.stdout, "ran dispatch/00001_dispatch.sql in the dispatch database\n")
 		second := run(t, env, "migrate")
 		require.Equal(t, outcome{stdout: "the databases are up to date\n"}, second)
 
