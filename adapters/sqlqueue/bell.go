@@ -84,7 +84,7 @@ func (r *Reader) due(ctx context.Context, queues []string) ([]string, error) {
 	if len(queues) == 0 {
 		return nil, nil
 	}
-	exists := "EXISTS (SELECT 1 FROM " + r.cfg.Table + r.db.Force(r.cfg.Table+"_available") + " WHERE available_at <= " + r.db.Now
+	exists := "EXISTS (SELECT 1 FROM " + r.cfg.Table + " WHERE available_at <= " + r.db.Now
 	var args []any
 	if r.cfg.Queue != "" {
 		exists += " AND queue = ?"

@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -167,6 +166,7 @@ type subscription struct {
 
 	settled chan outcome
 	stopped bool // nothing more may be handed over; of Config.Handover's mu
+	stale   bool // what was taken last was full of rows that came again; of take
 
 	mu       sync.Mutex
 	leases   map[int64]lease // of the rows in flight, by id
@@ -254,8 +254,11 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 			trouble, pause = false, 0
 			s.logger.Info("the queue can be read again")
 		}
+		onlyNew := s.stale
 		if err == nil {
-			s.found(len(rows) == free)
+			full := len(rows) == free
+			s.stale = full && !slices.ContainsFunc(rows, func(r Row) bool { return r.attempts == 1 })
+			s.found(full && !s.stale)
 		}
 		if len(rows) > 0 {
 			crashpoint.In(s.cfg.Table, "claimed")
@@ -283,7 +286,7 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 				return
 			case <-time.After(pause):
 			}
-		case len(rows) < free:
+		case len(rows) < free && !onlyNew:
 			s.await(taking, heard)
 		case s.cfg.Yield:
 			rest(taking, min(time.Since(began), longestYield))
@@ -603,16 +606,24 @@ func (s *subscription) renew(stop <-chan struct{}) {
 	}
 }
 
-// claim takes up to limit rows that are available: a quarter are left to those whose time has come, because they failed or
-// their lease is over, so that they and new ones do not keep each other waiting however many there are.
+// claim takes up to limit rows that are available, lowest id first. After a batch that was full of rows that came again it
+// takes new ones only: what cannot be sent, however much it is, does not keep the others waiting.
 func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
+	where, args := "available_at <= "+s.db.Now, []any{}
+	if s.stale {
+		where = "available_at = 0"
+	}
+	if s.cfg.Queue != "" {
+		where, args = where+" AND queue = ?", append(args, s.cfg.Queue)
+	}
 	columns := strings.Join(append([]string{"id, uuid, payload, metadata, attempts"}, s.cfg.Columns...), ", ")
 	lease := "attempts = attempts + 1, available_at = " + s.lease()
+	args = append(args, limit)
 	var rows []Row
 	if s.db.Engine == "sqlite" {
-		available, args := s.available("id", limit, "")
 		err := s.db.Unsynced(ctx, func(c sqldb.Conn) (err error) {
-			rows, err = s.scan(c.QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" WHERE id IN ("+available+") RETURNING "+columns, args...))
+			rows, err = s.scan(c.QueryContext(ctx, "UPDATE "+s.cfg.Table+" SET "+lease+" "+
+				"WHERE id IN (SELECT id FROM "+s.cfg.Table+" WHERE "+where+" ORDER BY id LIMIT ?) RETURNING "+columns, args...))
 			return err
 		})
 		slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.ID, b.ID) })
@@ -621,8 +632,8 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
 	// The commit also sees to it that whatever stored the rows is on disk: InnoDB shows it to others before that, and an event
 	// must not be sent of what a crash can still undo. So without it nothing was taken.
 	err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		available, args := s.available(columns, limit, s.db.ForUpdate+s.db.SkipLocked)
-		rows, err = s.scan(tx.QueryContext(ctx, available, args...))
+		rows, err = s.scan(tx.QueryContext(ctx, "SELECT "+columns+" FROM "+s.cfg.Table+" WHERE "+where+
+			" ORDER BY id LIMIT ?"+s.db.ForUpdate+s.db.SkipLocked, args...))
 		if err != nil || len(rows) == 0 {
 			return err
 		}
@@ -638,25 +649,6 @@ func (s *subscription) claim(ctx context.Context, limit int) ([]Row, error) {
 		return nil, err
 	}
 	return rows, nil
-}
-
-// available returns the SELECT of the columns of up to limit rows, and its arguments: first of those that rested, then of
-// new ones, the lowest id first.
-func (s *subscription) available(columns string, limit int, lock string) (query string, args []any) {
-	from := "SELECT " + columns + " FROM " + s.cfg.Table + s.db.Force(s.cfg.Table+"_available") + " WHERE "
-	var queue []any
-	if s.cfg.Queue != "" {
-		from += "queue = ? AND "
-		queue = []any{s.cfg.Queue}
-	}
-	part := "("
-	if s.db.Engine == "sqlite" {
-		part = "SELECT * FROM (" // it takes no LIMIT within a UNION otherwise
-	}
-	query = part + from + "available_at BETWEEN 1 AND " + s.db.Now + " ORDER BY available_at LIMIT ?" + lock + ") UNION ALL " +
-		part + from + "available_at = 0 ORDER BY id LIMIT ?" + lock + ") LIMIT ?"
-	rested := (limit + rand.N(4)) / 4 // a quarter in the long run, be it of one place at a time
-	return query, slices.Concat(queue, []any{rested}, queue, []any{limit, limit})
 }
 
 func (s *subscription) scan(rows *sql.Rows, err error) ([]Row, error) {
