@@ -277,6 +277,7 @@ func TestEventsThatCannotBeSentAndNewOnesDoNotKeepEachOtherWaiting(t *testing.T)
 		add("stuck", many)
 		for len(seen) < many {
 			next(stuckStays)
+			require.Less(t, delivered["stuck"], 10*many, "%d of them came", len(seen))
 		}
 		add("new", few)
 		before := delivered["stuck"]
