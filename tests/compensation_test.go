@@ -388,20 +388,24 @@ func TestLateAnnouncementDoesNotTouchWhatIsStored(t *testing.T) {
 	})
 }
 
+// announceAndLose places orders whose announcements wait in the broker, and deletes the orders.
+func announceAndLose(t *testing.T, st stack, orders int) {
+	t.Helper()
+	before := &system{stack: st, cfg: config(t, st)}
+	before.cfg.Roles = []string{"order", "relay"}
+	before.start(t)
+	before.placeMany(t, orders, 8)
+	before.awaitCount(t, 0, "SELECT COUNT(*) FROM outbox")
+	before.stop(t)
+	alter(t, st.order, "DELETE FROM order_info")
+}
+
 // The order service is pointed at an empty database, or at one that lost all.
 func TestCompensationStopsWhenMostOrdersAreMissingAndGoesOnWhenResumed(t *testing.T) {
 	t.Parallel()
 	st := production(t)
-	before := &system{stack: st, cfg: config(t, st)}
-	before.cfg.Roles = []string{"order", "relay"}
-	before.start(t)
 	const orders, limit = 300, 20
-	before.placeMany(t, orders, 8)
-	before.awaitCount(t, 0, "SELECT COUNT(*) FROM outbox")
-	before.stop(t)
-	_, err := database(t, st.order).Exec("DELETE FROM order_info")
-	require.NoError(t, err)
-
+	announceAndLose(t, st, orders)
 	s := startWith(t, st, func(cfg *service.Config) { cfg.CompensationLimit, cfg.Prefetch = limit, 10 })
 	at := map[string]string{"TAKEOUT_URL": s.api}
 	var state httpapi.CompensationBody
@@ -446,15 +450,8 @@ func TestCompensationStopsWhenMostOrdersAreMissingAndGoesOnWhenResumed(t *testin
 func TestReconciliationMakesNoOrderAgainWhileTheCompensationHasStopped(t *testing.T) {
 	t.Parallel()
 	st := production(t)
-	before := &system{stack: st, cfg: config(t, st)}
-	before.cfg.Roles = []string{"order", "relay"}
-	before.start(t)
 	const orders, limit = 200, 20
-	before.placeMany(t, orders, 8)
-	before.awaitCount(t, 0, "SELECT COUNT(*) FROM outbox")
-	before.stop(t)
-	alter(t, st.order, "DELETE FROM order_info")
-
+	announceAndLose(t, st, orders)
 	s := reconciled(t, st, func(cfg *service.Config) {
 		cfg.CompensationLimit, cfg.Prefetch, cfg.ReconcileGrace = limit, 10, 200*time.Millisecond
 	})
