@@ -28,6 +28,9 @@ func (r couriers) Add(ctx context.Context, c dispatch.Courier) error {
 	return err
 }
 
+// load counts a courier's orders in platoon: the column active knows only those of couriers with a limit.
+const load = "(SELECT COUNT(*) FROM platoon WHERE takeout_userId = courier.courier_id AND state = 'assigned')"
+
 func (r couriers) List(ctx context.Context) ([]dispatch.Courier, error) {
 	return collect(ctx, r.q, scanCourier, "SELECT courier_id, name, on_duty, capacity, "+load+" FROM courier ORDER BY courier_id")
 }

@@ -140,6 +140,3 @@ func scanDispatch(row scanner) (dispatch.Dispatch, error) {
 	d.AssignedAt, d.DeliveredAt, d.ReleasedAt = utc(assigned), utc(delivered), utc(released)
 	return d, nil
 }
-
-// load counts a courier's orders in platoon: the column active knows only those of couriers with a limit.
-const load = "(SELECT COUNT(*) FROM platoon WHERE takeout_userId = courier.courier_id AND state = 'assigned')"
