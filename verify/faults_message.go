@@ -81,7 +81,7 @@ func (r *run) placedOrder(ctx context.Context, rnd *rand.Rand) (event.Order, err
 	err = db.Reader().QueryRowContext(ctx, "SELECT orderId, name, order_money, currency, placed_at FROM order_info ORDER BY id DESC LIMIT 1 OFFSET ?",
 		rnd.IntN(50)).Scan(&o.OrderID, &o.Name, &o.Amount, &o.Currency, &o.PlacedAt)
 	if errors.Is(err, sql.ErrNoRows) {
-		return event.Order{}, errors.New("there is no order yet")
+		return event.Order{}, fmt.Errorf("%w: there is no order yet", errMissed)
 	}
 	o.Status, o.Version, o.PlacedAt = "placed", 1, o.PlacedAt.UTC()
 	return o, err

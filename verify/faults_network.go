@@ -87,7 +87,7 @@ func frames(at proxy.Point, do proxy.Action) func(context.Context, *run, *rand.R
 	}
 }
 
-// meet arms the fault and waits until it has met as many as it should, or enough time has passed.
+// meet arms the fault and waits until it has met as many as it should, or enough time has passed. It returns errMissed if it met none.
 func (r *run) meet(ctx context.Context, p *proxy.Proxy, f proxy.Fault) (string, error) {
 	armed := p.Arm(f)
 	defer armed.Disarm()
@@ -96,5 +96,9 @@ func (r *run) meet(ctx context.Context, p *proxy.Proxy, f proxy.Fault) (string, 
 	case <-ctx.Done():
 	case <-time.After(5 * time.Second):
 	}
-	return fmt.Sprintf("%d of %d", armed.Sprung(), f.Count), nil
+	met := armed.Sprung()
+	if met == 0 {
+		return "", errMissed
+	}
+	return fmt.Sprintf("%d of %d", met, f.Count), nil
 }

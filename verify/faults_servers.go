@@ -59,7 +59,7 @@ func withOurs(which func(*stack) *servers.Server, do serverFault) func(context.C
 	return func(ctx context.Context, r *run, rnd *rand.Rand) (string, error) {
 		server := which(r.stack)
 		if server == nil {
-			return "left out: the server is not ours", nil
+			return "", fmt.Errorf("%w: the server is not ours", errMissed)
 		}
 		return do(ctx, r, server, rnd)
 	}

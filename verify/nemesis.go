@@ -4,6 +4,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -20,9 +21,12 @@ type kind struct {
 	hurts  bool   // messages are destroyed, which only reconciliation makes good; only made when it is asked for by name
 	weight int    // how often it is made when others are made once; once if zero
 
-	// inflict breaks something, waits, and mends it. It returns what it did.
+	// inflict breaks something, waits, and mends it. It returns what it did, and errMissed if it met nothing that it could break.
 	inflict func(ctx context.Context, r *run, rnd *rand.Rand) (string, error)
 }
+
+// errMissed says that a fault met nothing: it shows nothing either, and the bound per fault does without it.
+var errMissed = errors.New("nothing was met")
 
 // kinds are all of them.
 var kinds = slices.Concat(processFaults, brokerFaults, databaseFaults, networkFaults, messageFaults)
@@ -64,6 +68,7 @@ type Inflicted struct {
 	At     float64 `json:"at"`   // seconds since the run began
 	Took   float64 `json:"took"` // seconds, until it was mended
 	Detail string  `json:"detail"`
+	Missed bool    `json:"missed,omitempty"` // it met nothing
 }
 
 // pacer keeps load and faults in step, so that there is load during each fault.
@@ -158,6 +163,7 @@ func (r *run) make(ctx context.Context, k kind, rnd *rand.Rand) {
 	r.load.condition.Store(nothing)
 	r.report.Inflicted = append(r.report.Inflicted, Inflicted{
 		Kind: k.name, Group: k.group, At: seconds(began.Sub(r.began)), Took: seconds(time.Since(began)), Detail: detail,
+		Missed: errors.Is(err, errMissed),
 	})
 	r.show.Mended(k.name, detail, time.Since(began))
 }

@@ -26,6 +26,7 @@ type Report struct {
 
 	Orders    int            `json:"orders"` // asked for
 	Faults    int            `json:"faults"`
+	Missed    int            `json:"missed"` // of them, those that met nothing
 	Groups    map[string]int `json:"fault_groups"`
 	Points    map[string]int `json:"crash_points"` // at which a process died, and how often
 	aimed     map[string]int // at which one was to die
@@ -80,6 +81,11 @@ func (r *Report) conclude(run *run, found *check.Report, took time.Duration) {
 	l := run.load
 	r.Checked, r.CheckTook, r.Violations = found, seconds(took), run.found
 	r.Orders, r.Faults, r.Groups = l.asked(), len(r.Inflicted), run.groups()
+	for _, f := range r.Inflicted {
+		if f.Missed {
+			r.Missed++
+		}
+	}
 	r.PlaceP50, r.PlaceP99 = seconds(l.calm.quantile(0.5)), seconds(l.calm.quantile(0.99))
 	r.BrokerAwayP50, r.BrokerAwayP99 = seconds(l.brokerAway.quantile(0.5)), seconds(l.brokerAway.quantile(0.99))
 	r.BrokerAway = l.brokerAway.count()
@@ -92,8 +98,8 @@ func (r *Report) bound() {
 	if r.Orders > 0 {
 		r.BoundOrders = 3 / float64(r.Orders)
 	}
-	if r.Faults > 0 {
-		r.BoundFaults = 3 / float64(r.Faults)
+	if met := r.Faults - r.Missed; met > 0 {
+		r.BoundFaults = 3 / float64(met)
 	}
 }
 
@@ -114,6 +120,7 @@ func Sum(runs []*Report) *Report {
 		total.Took += r.Took
 		total.Orders += r.Orders
 		total.Faults += r.Faults
+		total.Missed += r.Missed
 		addUp(total.Groups, r.Groups)
 		addUp(total.Points, r.Points)
 		total.Rest = max(total.Rest, r.Rest)
@@ -151,10 +158,10 @@ func (r *Report) Line() string {
 		deaths += n
 	}
 	c := r.Checked
-	return fmt.Sprintf("orders=%d (cancelled %d, delivered %d) faults=%d (%s) crash-points %d/%d hit %d times · "+
+	return fmt.Sprintf("orders=%d (cancelled %d, delivered %d) faults=%d (%s) missed=%d crash-points %d/%d hit %d times · "+
 		"lost=%d duplicate_effects=%d orphans=%d resurrected=%d other=%d · "+
 		"unknown=%d recovered=%d dup_absorbed=%d compensated=%d kept=%d repaired=%d · heal→rest=%.1fs · 95 %%: <%.2g per order, <%.2g per fault",
-		r.Orders, c.Cancelled, c.Delivered, r.Faults, strings.Join(groups, ", "), len(r.Points), len(pointsOf(r.Stack)), deaths,
+		r.Orders, c.Cancelled, c.Delivered, r.Faults, strings.Join(groups, ", "), r.Missed, len(r.Points), len(pointsOf(r.Stack)), deaths,
 		c.Count("lost"), c.Count("duplicated"), c.Count("orphan"), c.Count("resurrected"), r.others(),
 		c.Unknown, c.Recovered, c.Absorbed, c.Recreated, c.Failures, c.Repairs, r.Rest, r.BoundOrders, r.BoundFaults)
 }

@@ -108,7 +108,7 @@ func serversOf(t *testing.T) (env []string) {
 		}
 		t.Logf("no %s is installed: the run takes one of the tests', and leaves out what breaks servers", kind.Title())
 		if kind == servers.MySQL {
-			env = append(env, "TAKEOUT_VERIFY_MYSQL_URL="+testenv.StartMySQL(t).URL(""))
+			env = append(env, "TAKEOUT_VERIFY_MYSQL_URL="+testenv.StartMySQL(t).URL("verify"))
 		} else {
 			env = append(env, "TAKEOUT_VERIFY_AMQP_URL="+testenv.StartRabbitMQ(t).URL())
 		}
@@ -146,6 +146,21 @@ func TestSeriesOfRunsIsSummedUp(t *testing.T) {
 	require.Len(t, report.Runs, 2)
 	require.Equal(t, report.Runs[0].Checked.Stored+report.Runs[1].Checked.Stored, report.Checked.Stored)
 	require.Contains(t, said, "2 runs, seeds 8 to 9: orders=200 ")
+}
+
+func TestFaultThatMetNothingShowsNothing(t *testing.T) {
+	t.Parallel()
+	ours := []string{"TAKEOUT_VERIFY_MYSQL_URL=" + testenv.StartMySQL(t).URL("verify"), "TAKEOUT_VERIFY_AMQP_URL=" + testenv.StartRabbitMQ(t).URL()}
+	code, said, report := run(t, ours, "--stack", verify.Servers, "--orders", "50", "--faults", "2", "--fault", "broker-kill,poison", "--seed", "1")
+	require.Zero(t, code, said)
+	require.Equal(t, 2, report.Faults)
+	require.Equal(t, 1, report.Missed, "a server that is not ours is left alone")
+	require.InDelta(t, 3.0/1, report.BoundFaults, 1e-9)
+	require.Contains(t, said, "faults=2 (broker 1, message 1) missed=1 ")
+
+	sum := verify.Sum([]*verify.Report{report, report})
+	require.Equal(t, 2, sum.Missed)
+	require.InDelta(t, 3.0/2, sum.BoundFaults, 1e-9)
 }
 
 func TestSeriesIsRedIfOneRunIs(t *testing.T) {
