@@ -67,6 +67,12 @@ func TestNameIsWhatPeopleCanRead(t *testing.T) {
 		"\ufeffa":                   false,
 		"a\xffb":                    false,
 		"a\ufffdb":                  false,
+		"a\u200b":                   true,
+		"e\u0301":                   true,
+		"\u200b\u2060":              false,
+		"\u0301":                    false,
+		"\u3164":                    false,
+		"\u2800":                    false,
 	} {
 		err := domain.CheckName("name", name, 30)
 		if ok {

@@ -9,7 +9,7 @@ import (
 )
 
 func FuzzNameThatIsAcceptedStaysOnItsLine(f *testing.F) {
-	for _, s := range []string{"", " ", "Mapo tofu", "麻婆豆腐", strings.Repeat("🍜", 30), "a\x00b", "a\r\nb", "\u202e", "\ufeff", "\u2028", "\xff", "\ufffd", "e\u0301", "\u3000", "\u0085", "\u061c", "\u200e"} {
+	for _, s := range []string{"", " ", "Mapo tofu", "麻婆豆腐", strings.Repeat("🍜", 30), "a\x00b", "a\r\nb", "\u202e", "\ufeff", "\u2028", "\xff", "\ufffd", "e\u0301", "\u3000", "\u0085", "\u061c", "\u200e", "\u200b", "\u3164"} {
 		f.Add(s, 30)
 	}
 	f.Fuzz(func(t *testing.T, s string, limit int) {

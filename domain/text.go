@@ -7,8 +7,8 @@ import (
 )
 
 // CheckName says whether s can be the name of something that people read: 1 to limit code points of valid UTF-8,
-// not only spaces, and nothing that moves the cursor, splits a line or turns the reading direction of what
-// follows. It returns an Invalid error about the field otherwise.
+// something in it that can be seen, and nothing that moves the cursor, splits a line or turns the reading direction
+// of what follows. It returns an Invalid error about the field otherwise.
 func CheckName(field, s string, limit int) error {
 	switch {
 	case !utf8.ValidString(s):
@@ -20,6 +20,8 @@ func CheckName(field, s string, limit int) error {
 	case strings.ContainsFunc(s, unreadable):
 		return InvalidField(field, field+"_unreadable",
 			"%s must not contain control characters, line breaks or text direction overrides", field)
+	case !strings.ContainsFunc(s, visible):
+		return InvalidField(field, field+"_empty", "%s must not be only characters that cannot be seen", field)
 	}
 	return nil
 }
@@ -29,6 +31,11 @@ func CheckName(field, s string, limit int) error {
 func unreadable(r rune) bool {
 	return unicode.Is(unicode.Cc, r) || unicode.Is(unicode.Zl, r) || unicode.Is(unicode.Zp, r) ||
 		(r >= 0x202A && r <= 0x202E) || (r >= 0x2066 && r <= 0x2069) || r == 0xFEFF || r == utf8.RuneError
+}
+
+// visible reports letters, numbers, punctuation and symbols, but for the fillers among them that have no shape.
+func visible(r rune) bool {
+	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r) && r != '\u2800'
 }
 
 // CheckID says whether s can be an id that a client chose: 1 to 64 of A-Z a-z 0-9 _ and -. It returns an Invalid

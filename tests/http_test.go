@@ -113,6 +113,7 @@ var badBodies = []badRequest{
 	{name: "name empty", body: `{"name":"","amount":1}`, status: 422, code: "name_empty"},
 	{name: "name of spaces", body: `{"name":"   ","amount":1}`, status: 422, code: "name_empty"},
 	{name: "name of wide spaces", body: `{"name":"\u3000\u00a0","amount":1}`, status: 422, code: "name_empty"},
+	{name: "name of a zero-width space", body: `{"name":"\u200b","amount":1}`, status: 422, code: "name_empty"},
 	{name: "name of 31 characters", body: `{"name":"` + strings.Repeat("x", 31) + `","amount":1}`, status: 422, code: "name_too_long"},
 	{name: "name of 31 emoji", body: `{"name":"` + strings.Repeat("🍜", 31) + `","amount":1}`, status: 422, code: "name_too_long"},
 	{name: "name of 60,000 characters", body: `{"name":"` + strings.Repeat("x", 60_000) + `","amount":1}`, status: 422, code: "name_too_long"},
