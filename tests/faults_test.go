@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	program "takeout/verify"
 )
 
 func TestEveryFaultHasAScenarioThatExistsOrAReason(t *testing.T) {
@@ -33,6 +35,9 @@ func TestEveryFaultHasAScenarioThatExistsOrAReason(t *testing.T) {
 		require.True(t, shown != "" || strings.Contains(cells[2], "cannot happen"), "%s", line)
 		for _, name := range regexp.MustCompile(`\bTest\w+`).FindAllString(shown, -1) {
 			require.True(t, exist[name], "fault %s names %s, which does not exist", cells[0], name)
+		}
+		for _, kind := range regexp.MustCompile("`([a-z-]+)`").FindAllStringSubmatch(shown, -1) {
+			require.Contains(t, program.Kinds(program.Servers), kind[1], "fault %s", cells[0])
 		}
 	}
 	require.Equal(t, 67, next)

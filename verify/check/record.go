@@ -129,7 +129,7 @@ func reasonOf(text string) reason {
 		return noCourier
 	case "the payment was refused":
 		return notPaid
-	case "the dispatch service knows that it was cancelled":
+	case "another service knows that it was cancelled":
 		return cancelWasLost
 	}
 	return byCustomer
