@@ -220,7 +220,7 @@ func Reconcile(ctx context.Context, cfg Config, q app.ReconcileRequest, wait tim
 }
 
 // look checks that a database is there and as this program knows it. It makes nothing.
-func (s *Service) look(ctx context.Context, db database) error {
+func (s *Service) look(ctx context.Context, db *sqlstore.Database) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if db.DB().Missing() {

@@ -30,7 +30,7 @@ func (s *Service) prune() error {
 }
 
 // pruneUntil prunes at once and then from time to time until ctx ends.
-func (s *Service) pruneUntil(ctx context.Context, db database, pruned *prometheus.CounterVec) {
+func (s *Service) pruneUntil(ctx context.Context, db *sqlstore.Database, pruned *prometheus.CounterVec) {
 	keep := sqlstore.Retention{Dedup: s.cfg.DedupHorizon, Failures: s.cfg.FailureRetention, History: s.cfg.HistoryRetention}
 	for {
 		rows, err := db.Prune(ctx, keep)

@@ -23,7 +23,6 @@ import (
 	"takeout/adapters/simgateway"
 	"takeout/adapters/sqlbroker"
 	"takeout/adapters/sqldb"
-	"takeout/adapters/sqlqueue"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
 	"takeout/crashpoint"
@@ -38,7 +37,7 @@ type Service struct {
 	cfg    Config
 	logger *slog.Logger
 
-	databases []database
+	databases []*sqlstore.Database
 	useCases  app.UseCases
 
 	broker    messaging.Broker
@@ -55,23 +54,6 @@ type Service struct {
 	background []context.CancelFunc // ends what runs beside the messages, until Stop
 	failed     chan error
 	running    sync.WaitGroup
-}
-
-// database is what the stores of all services have in common.
-type database interface {
-	app.Failures
-	app.FailureStore
-	app.StepSource
-	DB() *sqldb.DB
-	Migrate(ctx context.Context) ([]string, error)
-	CheckSchema(ctx context.Context) error
-	TakeBack(ctx context.Context) error
-	Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader
-	Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader
-	Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error)
-	Unhandled(ctx context.Context, limit int) (waiting, open int, err error)
-	Prune(ctx context.Context, keep sqlstore.Retention) (pruned map[string]int, err error)
-	Close() error
 }
 
 // ballast raises the heap size at which the garbage collector runs: without it a heap of a few megabytes is collected many
@@ -130,7 +112,7 @@ func (s *Service) openDatabase(service string) error {
 		if err != nil {
 			return err
 		}
-		s.databases = append(s.databases, store)
+		s.databases = append(s.databases, store.Database)
 		s.useCases.Orders = app.NewOrders(store)
 		s.useCases.Compensation = app.NewCompensation(store, s.cfg.CompensationLimit)
 	case "dispatch":
@@ -138,7 +120,7 @@ func (s *Service) openDatabase(service string) error {
 		if err != nil {
 			return err
 		}
-		s.databases = append(s.databases, store)
+		s.databases = append(s.databases, store.Database)
 		s.useCases.Dispatches = app.NewDispatches(store, app.DispatchPolicy{
 			AfterPayment: s.cfg.DispatchAfter == "paid", Deadline: s.cfg.DispatchDeadline,
 		})
@@ -147,22 +129,22 @@ func (s *Service) openDatabase(service string) error {
 		if err != nil {
 			return err
 		}
-		s.databases = append(s.databases, store)
+		s.databases = append(s.databases, store.Database)
 		s.useCases.Payments = app.NewPayments(store, simgateway.New(store.DB(), s.cfg.PaymentRefusals, s.cfg.PaymentTimeouts))
 	case "points":
 		store, err := sqlstore.OpenPoints(url, s.cfg.eventKeys(), s.logger)
 		if err != nil {
 			return err
 		}
-		s.databases = append(s.databases, store)
+		s.databases = append(s.databases, store.Database)
 		s.useCases.Points = app.NewPoints(store)
 	}
 	return nil
 }
 
 // of returns the open database of the service.
-func (s *Service) of(service string) database {
-	return s.databases[slices.IndexFunc(s.databases, func(db database) bool { return db.DB().Name() == service })]
+func (s *Service) of(service string) *sqlstore.Database {
+	return s.databases[slices.IndexFunc(s.databases, func(db *sqlstore.Database) bool { return db.DB().Name() == service })]
 }
 
 // openBroker opens the broker. It does not connect, or not in the foreground.

@@ -28,7 +28,7 @@ const failureColumns = "id, consumer, message_id, order_id, error_class, error_c
 	"first_failed_at, last_failed_at, occurrences, closed_at, replaced_by"
 
 // ListFailures implements app.FailureStore.
-func (m *Messages) ListFailures(ctx context.Context, filter app.FailureFilter, before int64, limit int) ([]app.KeptFailure, error) {
+func (m *Database) ListFailures(ctx context.Context, filter app.FailureFilter, before int64, limit int) ([]app.KeptFailure, error) {
 	where, args := failureWhere(filter)
 	if before > 0 {
 		where, args = where+" AND id < ?", append(args, before)
@@ -37,7 +37,7 @@ func (m *Messages) ListFailures(ctx context.Context, filter app.FailureFilter, b
 }
 
 // OldestFailures implements app.FailureStore.
-func (m *Messages) OldestFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.KeptFailure, error) {
+func (m *Database) OldestFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.KeptFailure, error) {
 	where, args := failureWhere(filter)
 	return readAll(ctx, m.db, func(row scanner) (f app.KeptFailure, err error) {
 		err = row.Scan(&f.ID.Number, &f.PayloadSize)
@@ -46,7 +46,7 @@ func (m *Messages) OldestFailures(ctx context.Context, filter app.FailureFilter,
 }
 
 // CountFailures implements app.FailureStore.
-func (m *Messages) CountFailures(ctx context.Context, filter app.FailureFilter) (int, error) {
+func (m *Database) CountFailures(ctx context.Context, filter app.FailureFilter) (int, error) {
 	where, args := failureWhere(filter)
 	var n int
 	err := m.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM failure"+where, args...).Scan(&n)
@@ -54,7 +54,7 @@ func (m *Messages) CountFailures(ctx context.Context, filter app.FailureFilter) 
 }
 
 // GroupFailures implements app.FailureStore.
-func (m *Messages) GroupFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.FailureGroup, error) {
+func (m *Database) GroupFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.FailureGroup, error) {
 	where, args := failureWhere(filter)
 	return readAll(ctx, m.db, func(row scanner) (g app.FailureGroup, err error) {
 		var first, last moment
@@ -92,7 +92,7 @@ func failureWhere(f app.FailureFilter) (string, []any) {
 }
 
 // failures reads failureColumns of the rows that the condition names.
-func (m *Messages) failures(ctx context.Context, where string, args ...any) ([]app.KeptFailure, error) {
+func (m *Database) failures(ctx context.Context, where string, args ...any) ([]app.KeptFailure, error) {
 	return readAll(ctx, m.db, func(row scanner) (f app.KeptFailure, err error) {
 		var closed sql.NullTime
 		err = row.Scan(&f.ID.Number, &f.Consumer, &f.MessageID, &f.OrderID, &f.Class, &f.Code, &f.Error, &f.Attempts, &f.PayloadSize, &f.State,
@@ -120,7 +120,7 @@ func (m *moment) Scan(value any) error {
 }
 
 // GetFailure implements app.FailureStore.
-func (m *Messages) GetFailure(ctx context.Context, number int64) (app.KeptFailure, error) {
+func (m *Database) GetFailure(ctx context.Context, number int64) (app.KeptFailure, error) {
 	found, err := m.failures(ctx, " WHERE id = ?", number)
 	if err != nil {
 		return app.KeptFailure{}, err
@@ -145,7 +145,7 @@ func (m *Messages) GetFailure(ctx context.Context, number int64) (app.KeptFailur
 }
 
 // FailurePayload implements app.FailureStore.
-func (m *Messages) FailurePayload(ctx context.Context, number, limit int64) ([]byte, error) {
+func (m *Database) FailurePayload(ctx context.Context, number, limit int64) ([]byte, error) {
 	payload := make([]byte, 0, limit)
 	for part := 0; int64(len(payload)) < limit; part++ {
 		var bytes []byte
@@ -162,7 +162,7 @@ func (m *Messages) FailurePayload(ctx context.Context, number, limit int64) ([]b
 }
 
 // RetryFailures implements app.FailureStore.
-func (m *Messages) RetryFailures(ctx context.Context, numbers []int64, retry app.FailureRetry) ([]int64, error) {
+func (m *Database) RetryFailures(ctx context.Context, numbers []int64, retry app.FailureRetry) ([]int64, error) {
 	var retried []int64
 	ranBefore := false
 	retry.At = now()
@@ -199,7 +199,7 @@ func (m *Messages) RetryFailures(ctx context.Context, numbers []int64, retry app
 
 // actedOn returns those of the failures with which this very action was done before: an earlier run of the same call
 // may have been committed although the answer to its COMMIT was lost.
-func (m *Messages) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
+func (m *Database) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
 	return collect(ctx, tx, scanOne[int64], "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND failure_id IN ("+places(len(numbers))+") ORDER BY failure_id",
 		append([]any{a.At, a.Operator, a.Action}, anyOf(numbers)...)...)
 }
@@ -215,7 +215,7 @@ type lockedFailure struct {
 
 // lockFailures returns those of the failures that are in one of the states, in their order, and keeps others from
 // changing them.
-func (m *Messages) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64, states ...string) ([]lockedFailure, error) {
+func (m *Database) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64, states ...string) ([]lockedFailure, error) {
 	args := anyOf(numbers)
 	for _, state := range states {
 		args = append(args, state)
@@ -228,7 +228,7 @@ func (m *Messages) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64
 }
 
 // retry sends the messages of open failures to their consumers, the first after delay.
-func (m *Messages) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, retry app.FailureRetry, delay time.Duration) error {
+func (m *Database) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, retry app.FailureRetry, delay time.Duration) error {
 	for len(open) > 0 {
 		n, size := 1, open[0].size
 		for n < len(open) && size+open[n].size <= retryPacket {
@@ -269,7 +269,7 @@ func (m *Messages) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, 
 }
 
 // payloads puts the messages together.
-func (m *Messages) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFailure) (map[int64][]byte, error) {
+func (m *Database) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFailure) (map[int64][]byte, error) {
 	numbers := make([]any, len(failures))
 	for i, f := range failures {
 		numbers[i] = f.number
@@ -314,7 +314,7 @@ type retryRow struct {
 
 // addRetries puts messages into the retry table. One that is there already, because its last retry has failed and is
 // not settled yet, gives way.
-func (m *Messages) addRetries(ctx context.Context, tx *sql.Tx, at time.Time, rows ...retryRow) error {
+func (m *Database) addRetries(ctx context.Context, tx *sql.Tx, at time.Time, rows ...retryRow) error {
 	args := make([]any, 0, 11*len(rows))
 	for _, r := range rows {
 		args = append(args, r.queue, r.uuid, r.fingerprint, r.orderID, r.failureID, r.batch, sqldb.NotNull(r.payload), r.metadata, r.problem, at, r.delay.Microseconds())
@@ -337,7 +337,7 @@ func addActions(ctx context.Context, tx *sql.Tx, a app.FailureAction, numbers ..
 }
 
 // ReplaceFailure implements app.FailureStore.
-func (m *Messages) ReplaceFailure(ctx context.Context, number int64, by app.Correction, action app.FailureAction) (bool, error) {
+func (m *Database) ReplaceFailure(ctx context.Context, number int64, by app.Correction, action app.FailureAction) (bool, error) {
 	metadata, err := encodeMetadata(by.Metadata)
 	if err != nil {
 		return false, err
@@ -352,7 +352,7 @@ func (m *Messages) ReplaceFailure(ctx context.Context, number int64, by app.Corr
 }
 
 // DiscardFailure implements app.FailureStore.
-func (m *Messages) DiscardFailure(ctx context.Context, number int64, action app.FailureAction) (bool, error) {
+func (m *Database) DiscardFailure(ctx context.Context, number int64, action app.FailureAction) (bool, error) {
 	return m.closeFailure(ctx, number, action, app.FailureDiscarded, "", func(ctx context.Context, tx *sql.Tx, f lockedFailure, _ time.Time) error {
 		_, err := tx.ExecContext(ctx, "DELETE FROM retry WHERE queue = ? AND fingerprint = ? AND tier = 0", f.consumer, f.fingerprint)
 		return err
@@ -361,7 +361,7 @@ func (m *Messages) DiscardFailure(ctx context.Context, number int64, action app.
 
 // closeFailure closes a failure that is in one of the states, and does what belongs to it in the same transaction. It
 // reports whether it did.
-func (m *Messages) closeFailure(ctx context.Context, number int64, action app.FailureAction, state, replacedBy string,
+func (m *Database) closeFailure(ctx context.Context, number int64, action app.FailureAction, state, replacedBy string,
 	also func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error, from ...string) (bool, error) {
 	closed, ranBefore := false, false
 	action.At = now()

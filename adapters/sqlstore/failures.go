@@ -35,7 +35,7 @@ func fingerprint(messageID string, payload []byte) []byte {
 }
 
 // Delay implements app.Failures.
-func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
+func (m *Database) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
 	headers, err := json.Marshal(f.Headers)
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func (m *Messages) Delay(ctx context.Context, f app.Failure, tier int, after tim
 
 // Retries returns a reader of the messages of the consumer that wait for their next attempt. Which retry a message is
 // is in its context. drain is how long messages in flight may take when it closes.
-func (m *Messages) Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
+func (m *Database) Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
 	return sqlqueue.NewReader(m.db, sqlqueue.Config{
 		Table: "retry", Queue: consumer, Bell: &m.retryBell, Poll: sqlqueue.SlowPoll, Drain: drain, Window: retryWindow, DeliveryLimit: retryLimit,
 		Columns: []string{"tier", "failure_id", "batch"}, Context: withRetry,
@@ -76,7 +76,7 @@ func withRetry(ctx context.Context, columns []string) context.Context {
 }
 
 // Keep implements app.Failures.
-func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
+func (m *Database) Keep(ctx context.Context, f app.Failure) error {
 	at := now()
 	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		err := m.keep(ctx, tx, f, at)
@@ -87,7 +87,7 @@ func (m *Messages) Keep(ctx context.Context, f app.Failure) error {
 	})
 }
 
-func (m *Messages) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time) error {
+func (m *Database) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time) error {
 	if id := f.Retry.FailureID; id != 0 {
 		if err := endRetry(ctx, tx, id); err != nil {
 			return err
@@ -151,7 +151,7 @@ func keepPayload(ctx context.Context, tx *sql.Tx, failureID int64, payload []byt
 
 // stopBatch takes back the retries of the batch that nobody has begun, and opens their failures again. Those that
 // somebody is just taking have begun.
-func (m *Messages) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at time.Time) error {
+func (m *Database) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at time.Time) error {
 	retries, failures, err := m.waiting(ctx, tx, batch)
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func (m *Messages) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at t
 }
 
 // waiting returns the ids of the retries of the batch that wait, and of the failures that they retry.
-func (m *Messages) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []any, err error) {
+func (m *Database) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []any, err error) {
 	err = each(ctx, tx, "SELECT id, failure_id FROM retry WHERE batch = ? AND failure_id IS NOT NULL "+
 		"AND (attempts = 0 OR available_at <= "+m.db.Now+") ORDER BY id"+m.db.ForUpdate+m.db.SkipLocked, []any{batch}, func(row scanner) error {
 		var retry, failure int64
@@ -188,7 +188,7 @@ func (m *Messages) waiting(ctx context.Context, tx *sql.Tx, batch string) (retri
 }
 
 // Resolve implements app.Failures.
-func (m *Messages) Resolve(ctx context.Context, failureID int64) error {
+func (m *Database) Resolve(ctx context.Context, failureID int64) error {
 	at := now()
 	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if err := endRetry(ctx, tx, failureID); err != nil {
@@ -222,7 +222,7 @@ func recordAction(ctx context.Context, tx *sql.Tx, failureID any, at time.Time, 
 
 // Unhandled returns how many messages wait for their next attempt, and how many for a person, counting each no further
 // than limit.
-func (m *Messages) Unhandled(ctx context.Context, limit int) (waiting, open int, err error) {
+func (m *Database) Unhandled(ctx context.Context, limit int) (waiting, open int, err error) {
 	err = m.db.Reader().QueryRowContext(ctx, "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM retry LIMIT ?) waiting), "+
 		"(SELECT COUNT(*) FROM (SELECT 1 FROM failure WHERE state = 'open' LIMIT ?) opened)", limit, limit).Scan(&waiting, &open)
 	return waiting, open, m.db.Error(err)

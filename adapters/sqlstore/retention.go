@@ -32,7 +32,7 @@ type aged struct {
 	before     time.Time
 }
 
-func (m *Messages) aged(keep Retention, now time.Time) []aged {
+func (m *Database) aged(keep Retention, now time.Time) []aged {
 	answered, history := now.Add(-keep.Dedup), now.Add(-keep.History)
 	all := []aged{
 		{"inbox", "consumer, event_id", "handled_at < ?", "handled_at", answered.Add(-inboxMargin)},
@@ -53,7 +53,7 @@ func (m *Messages) aged(keep Retention, now time.Time) []aged {
 // never deletes orders, dispatches, payments, points, or a failure that is open. It is safe while everybody works, and
 // in several processes at once: it deletes in small statements with pauses between them. What it could not delete is
 // for the next time.
-func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
+func (m *Database) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
 	// A process whose clock is far ahead must not make all others forget.
 	clock, err := m.db.Clock(ctx)
 	if err != nil {
@@ -80,7 +80,7 @@ func (m *Messages) Prune(ctx context.Context, keep Retention) (pruned map[string
 
 // forgetMarks lets everything be compared again if changes of which nobody has taken notice for that long are about to be
 // forgotten: where nobody reconciles, notes of them would be kept for ever.
-func (m *Messages) forgetMarks(ctx context.Context, before time.Time) error {
+func (m *Database) forgetMarks(ctx context.Context, before time.Time) error {
 	var one int
 	err := m.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM reconcile_dirty WHERE at < ? LIMIT 1", before).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -93,7 +93,7 @@ func (m *Messages) forgetMarks(ctx context.Context, before time.Time) error {
 }
 
 // pruneTable looks before it locks: a DELETE that finds nothing waits for the handler that is inserting the next row.
-func (m *Messages) pruneTable(ctx context.Context, a aged) (total int, err error) {
+func (m *Database) pruneTable(ctx context.Context, a aged) (total int, err error) {
 	var one int
 	err = m.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM "+a.table+" WHERE "+a.where+" LIMIT 1", a.before).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -120,7 +120,7 @@ func (m *Messages) pruneTable(ctx context.Context, a aged) (total int, err error
 }
 
 // pruneFailures deletes failures one by one, with all that belongs to them: there are few, and their payloads may be large.
-func (m *Messages) pruneFailures(ctx context.Context, before time.Time) (total int, err error) {
+func (m *Database) pruneFailures(ctx context.Context, before time.Time) (total int, err error) {
 	err = inBatches(ctx, func() (int, error) {
 		ids, err := m.closedFailures(ctx, before)
 		if err != nil {
@@ -143,12 +143,12 @@ func (m *Messages) pruneFailures(ctx context.Context, before time.Time) (total i
 // isClosed is of failures that may be deleted once closed_at is long ago.
 const isClosed = "closed_at < ? AND state NOT IN ('open', 'retrying')"
 
-func (m *Messages) closedFailures(ctx context.Context, before time.Time) ([]int64, error) {
+func (m *Database) closedFailures(ctx context.Context, before time.Time) ([]int64, error) {
 	return readAll(ctx, m.db, scanOne[int64], "SELECT id FROM failure WHERE "+isClosed+" ORDER BY closed_at LIMIT ?", before, pruneBatch)
 }
 
 // pruneFailure deletes a failure, unless somebody opened or deleted it meanwhile.
-func (m *Messages) pruneFailure(ctx context.Context, id int64, before time.Time) (deleted bool, err error) {
+func (m *Database) pruneFailure(ctx context.Context, id int64, before time.Time) (deleted bool, err error) {
 	err = m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, "DELETE FROM failure WHERE id = ? AND "+isClosed, id, before)
 		if err != nil {

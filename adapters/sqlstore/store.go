@@ -24,20 +24,18 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
-// Store is one service's database.
+// Store is one service's database, with its tables as the use cases see them.
 type Store[T any] struct {
-	*Messages
-
-	db     *sqldb.DB
-	logger *slog.Logger
-	schema []sqldb.Schema
-	keys   event.Keys
-	bind   func(q querier, outbox app.Outbox) T
+	*Database
+	bind func(q querier, outbox app.Outbox) T
 }
 
-// Messages is the part of a service's database that has to do with messages.
-type Messages struct {
+// Database is what the databases of all services have in common: schema, inbox, outbox, retries, failures, history.
+type Database struct {
 	db        *sqldb.DB
+	logger    *slog.Logger
+	schema    []sqldb.Schema
+	keys      event.Keys
 	handover  sqlqueue.Handover // of events that were committed to the outbox
 	bell      sqlqueue.Bell     // rung for those that could not be handed over
 	retryBell sqlqueue.Bell     // rung when the time of retries has come
@@ -104,15 +102,15 @@ func open[T any](service, rawURL string, keys event.Keys, logger *slog.Logger, b
 		}
 		schema = append(schema, sqldb.Schema{Name: name, Files: files})
 	}
-	return &Store[T]{Messages: &Messages{db: db}, db: db, logger: logger, schema: schema, keys: keys, bind: bind(db)}, nil
+	return &Store[T]{&Database{db: db, logger: logger, schema: schema, keys: keys}, bind(db)}, nil
 }
 
 // DB returns the database itself.
-func (m *Messages) DB() *sqldb.DB { return m.db }
+func (m *Database) DB() *sqldb.DB { return m.db }
 
 // Migrate brings the tables to what this program knows, and marks the database as this service's. It returns the
 // names of the migrations that it ran. It refuses a database that belongs to another service.
-func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
+func (s *Database) Migrate(ctx context.Context) ([]string, error) {
 	if err := s.db.Prepare(); err != nil {
 		return nil, err
 	}
@@ -133,7 +131,7 @@ func (s *Store[T]) Migrate(ctx context.Context) ([]string, error) {
 var ErrOtherService = errors.New("each service needs a database of its own")
 
 // checkOwner returns ErrOtherService if the database belongs to another service.
-func (s *Store[T]) checkOwner(ctx context.Context) error {
+func (s *Database) checkOwner(ctx context.Context) error {
 	var owner string
 	err := s.db.Writer().QueryRowContext(ctx, "SELECT service FROM owner").Scan(&owner)
 	switch {
@@ -147,12 +145,12 @@ func (s *Store[T]) checkOwner(ctx context.Context) error {
 	return nil
 }
 
-func (s *Store[T]) belongsTo(owner string) error {
+func (s *Database) belongsTo(owner string) error {
 	return fmt.Errorf("the %s database %s belongs to the %s service: %w", s.db.Name(), s.db.Target(), owner, ErrOtherService)
 }
 
 // claim writes the service's name into the database, or compares it with the one that is there.
-func (s *Store[T]) claim(ctx context.Context) error {
+func (s *Database) claim(ctx context.Context) error {
 	return s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		var owner string
 		err := tx.QueryRowContext(ctx, "SELECT service FROM owner"+s.db.ForUpdate).Scan(&owner)
@@ -173,13 +171,13 @@ func (s *Store[T]) claim(ctx context.Context) error {
 
 // TakeBack makes every event that a dead relay had taken, and every retry that a dead consumer had, available at once.
 // It is right only where no other process can be working on this database.
-func (m *Messages) TakeBack(ctx context.Context) error {
+func (m *Database) TakeBack(ctx context.Context) error {
 	return errors.Join(sqlqueue.TakeBack(ctx, m.db, "outbox"), sqlqueue.TakeBack(ctx, m.db, "retry"))
 }
 
 // CheckSchema returns nil if the tables are what this program knows, and this service's: otherwise an error of
 // sqldb.DB.CheckSchema or ErrOtherService.
-func (s *Store[T]) CheckSchema(ctx context.Context) error {
+func (s *Database) CheckSchema(ctx context.Context) error {
 	if err := s.checkOwner(ctx); err != nil {
 		return err
 	}
@@ -241,7 +239,7 @@ func reached(delivered []app.Delivery, phase string) {
 }
 
 // Close closes the database.
-func (m *Messages) Close() error { return m.db.Close() }
+func (m *Database) Close() error { return m.db.Close() }
 
 // now is the time that goes into business columns: UTC, to the microsecond.
 func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

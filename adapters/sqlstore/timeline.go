@@ -43,7 +43,7 @@ var chapters = map[string][]chapter{
 
 // Steps implements app.StepSource. One snapshot is read: what is moved from one table to another in between would be
 // told twice or not at all.
-func (m *Messages) Steps(ctx context.Context, id order.ID) ([]app.Step, error) {
+func (m *Database) Steps(ctx context.Context, id order.ID) ([]app.Step, error) {
 	tx, err := m.db.Reader().BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return nil, m.db.Error(err)
