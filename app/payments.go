@@ -74,7 +74,7 @@ func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
 	} else if err != nil {
 		return err
 	}
-	c.at = micro(time.Now())
+	c.at = domain.Micro(time.Now())
 	return s.settle(ctx, c)
 }
 
@@ -227,7 +227,7 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 		}
 		crashpoint.Here("payment/cancelled")
 	}
-	at := micro(time.Now())
+	at := domain.Micro(time.Now())
 	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
 		if !known {
 			return tx.Payments.Add(ctx, payment.Payment{Bill: bill, State: payment.Void, DecidedAt: at})
@@ -258,8 +258,6 @@ func billOf(e event.Order) (payment.Bill, error) {
 	s := o.Snapshot()
 	return payment.Bill{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, OrderVersion: e.Version}, nil
 }
-
-func micro(at time.Time) time.Time { return at.UTC().Truncate(time.Microsecond) }
 
 // Get returns the payment of an order. NotFound if there is none.
 func (s *Payments) Get(ctx context.Context, id order.ID) (payment.Payment, error) {

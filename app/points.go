@@ -90,7 +90,7 @@ func entryOf(e event.Order, kind points.Kind) (points.Entry, error) {
 		return points.Entry{}, err
 	}
 	s := o.Snapshot()
-	return points.Entry{OrderID: s.ID, Kind: kind, Points: points.For(s.Money), PlacedAt: s.PlacedAt, At: micro(time.Now())}, nil
+	return points.Entry{OrderID: s.ID, Kind: kind, Points: points.For(s.Money), PlacedAt: s.PlacedAt, At: domain.Micro(time.Now())}, nil
 }
 
 // Entries returns what is entered for an order, the oldest first. NotFound if nothing is.

@@ -19,3 +19,6 @@ func CheckTime(field string, t time.Time) error {
 	}
 	return nil
 }
+
+// Micro returns t as events and tables hold times: in UTC, to the microsecond.
+func Micro(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }

@@ -50,7 +50,7 @@ type Dispatch struct {
 
 // New assigns the courier to the job.
 func New(job Job, courier CourierID, at time.Time) Dispatch {
-	return Dispatch{Job: job, CourierID: courier, State: Assigned, AssignedAt: micro(at)}
+	return Dispatch{Job: job, CourierID: courier, State: Assigned, AssignedAt: domain.Micro(at)}
 }
 
 // Wait is the dispatch of a job that nobody has room for.
@@ -58,7 +58,7 @@ func Wait(job Job) Dispatch { return Dispatch{Job: job, State: Waiting} }
 
 // End is the dispatch of a job that nobody will do: Released or Impossible.
 func End(job Job, state State, at time.Time) Dispatch {
-	return Dispatch{Job: job, State: state, ReleasedAt: micro(at)}
+	return Dispatch{Job: job, State: state, ReleasedAt: domain.Micro(at)}
 }
 
 // Assign gives a waiting job to the courier, and reports whether the dispatch changed.
@@ -66,7 +66,7 @@ func (d *Dispatch) Assign(courier CourierID, at time.Time) bool {
 	if d.State != Waiting {
 		return false
 	}
-	d.State, d.CourierID, d.AssignedAt = Assigned, courier, micro(at)
+	d.State, d.CourierID, d.AssignedAt = Assigned, courier, domain.Micro(at)
 	return true
 }
 
@@ -111,7 +111,7 @@ func (d *Dispatch) end(state State, at time.Time) bool {
 	if d.State != Waiting && d.State != Assigned {
 		return false
 	}
-	d.State, d.ReleasedAt = state, micro(at)
+	d.State, d.ReleasedAt = state, domain.Micro(at)
 	return true
 }
 
@@ -122,13 +122,11 @@ func (d *Dispatch) MarkDelivered(at time.Time) (bool, error) {
 	case Delivered:
 		return false, nil
 	case Assigned:
-		d.State, d.DeliveredAt = Delivered, micro(at)
+		d.State, d.DeliveredAt = Delivered, domain.Micro(at)
 		return true, nil
 	}
 	return false, domain.Errorf(domain.Conflict, "not_on_the_way", "no courier is on the way with order %s: its dispatch is %s", d.Job.OrderID, d.State)
 }
-
-func micro(at time.Time) time.Time { return at.UTC().Truncate(time.Microsecond) }
 
 // Repository stores dispatches. It is bound to the transaction that it was made for.
 type Repository interface {

@@ -62,20 +62,7 @@ const (
 
 // Order is one order. A value outside this package is always valid: Place and Restore are the only ways to get
 // one, and its methods the only ways to change it.
-type Order struct {
-	id        ID
-	name      string
-	money     domain.Money
-	placedAt  time.Time
-	status    Status
-	version   int64
-	courierID string
-	assigned  time.Time
-	delivered time.Time
-	cancelled time.Time
-	reason    string
-	points    int64
-}
+type Order struct{ now Snapshot }
 
 // Place returns a new order with status placed and version 1. The name is 1 to MaxName code points that people
 // can read; the time is kept in UTC to the microsecond, as the databases do. It is Invalid otherwise.
@@ -89,10 +76,7 @@ func Place(id ID, name string, money domain.Money, at time.Time) (*Order, error)
 	if money.IsZero() {
 		return nil, domain.InvalidField("amount", "amount_out_of_range", "an order costs something")
 	}
-	return &Order{
-		id: id, name: name, money: money, placedAt: at.UTC().Truncate(time.Microsecond),
-		status: Placed, version: 1,
-	}, nil
+	return &Order{Snapshot{ID: id, Name: name, Money: money, PlacedAt: domain.Micro(at), Status: Placed, Version: 1}}, nil
 }
 
 // Snapshot is everything an Order holds, for those who store or show one.
@@ -113,65 +97,61 @@ type Snapshot struct {
 }
 
 // ID returns the order's id.
-func (o *Order) ID() ID { return o.id }
+func (o *Order) ID() ID { return o.now.ID }
 
 // Snapshot returns what the order holds now.
-func (o *Order) Snapshot() Snapshot {
-	return Snapshot{o.id, o.name, o.money, o.placedAt, o.status, o.version, o.courierID, o.assigned, o.delivered, o.cancelled, o.reason, o.points}
-}
+func (o *Order) Snapshot() Snapshot { return o.now }
 
 // AsPlaced returns what the order held when it was placed.
 func (o *Order) AsPlaced() Snapshot {
-	return Snapshot{ID: o.id, Name: o.name, Money: o.money, PlacedAt: o.placedAt, Status: Placed, Version: 1}
+	return Snapshot{ID: o.now.ID, Name: o.now.Name, Money: o.now.Money, PlacedAt: o.now.PlacedAt, Status: Placed, Version: 1}
 }
 
 // Restore returns the order that a store kept. It is for stores only: it trusts what Snapshot once gave.
-func Restore(s Snapshot) *Order {
-	return &Order{s.ID, s.Name, s.Money, s.PlacedAt, s.Status, s.Version, s.CourierID, s.AssignedAt, s.DeliveredAt, s.CancelledAt, s.CancelReason, s.Points}
-}
+func Restore(s Snapshot) *Order { return &Order{s} }
 
 // SameRequest reports whether both orders ask for the same: same id, name and money. How far they have come and
 // when they were placed does not matter.
 func (o *Order) SameRequest(other *Order) bool {
-	return o.id == other.id && o.name == other.name && o.money == other.money
+	return o.now.ID == other.now.ID && o.now.Name == other.now.Name && o.now.Money == other.now.Money
 }
 
 // MarkDispatched records the courier who was assigned. It reports whether the order changed: an order that is
 // already past that point, or cancelled, stays as it is, because an assignment that comes late or again says
 // nothing new.
 func (o *Order) MarkDispatched(courierID string, at time.Time) bool {
-	if o.status != Placed {
+	if o.now.Status != Placed {
 		return false
 	}
-	o.status = Dispatched
-	o.courierID = courierID
-	o.assigned = at.UTC().Truncate(time.Microsecond)
-	o.version++
+	o.now.Status = Dispatched
+	o.now.CourierID = courierID
+	o.now.AssignedAt = domain.Micro(at)
+	o.now.Version++
 	return true
 }
 
 // MarkDelivered records that the courier brought the order. It reports whether the order changed: one that is
 // cancelled stays cancelled. The assignment comes with it, because the event that told of it may be late.
 func (o *Order) MarkDelivered(courierID string, assigned, at time.Time) bool {
-	if o.status != Placed && o.status != Dispatched {
+	if o.now.Status != Placed && o.now.Status != Dispatched {
 		return false
 	}
-	o.status = Delivered
-	o.courierID = courierID
-	o.assigned = assigned.UTC().Truncate(time.Microsecond)
-	o.delivered = at.UTC().Truncate(time.Microsecond)
-	o.version++
+	o.now.Status = Delivered
+	o.now.CourierID = courierID
+	o.now.AssignedAt = domain.Micro(assigned)
+	o.now.DeliveredAt = domain.Micro(at)
+	o.now.Version++
 	return true
 }
 
 // CorrectCourier replaces the courier of an order that has one, and reports whether the order changed.
 func (o *Order) CorrectCourier(courierID string, assigned time.Time) bool {
-	if o.status != Dispatched && o.status != Delivered || o.courierID == courierID {
+	if o.now.Status != Dispatched && o.now.Status != Delivered || o.now.CourierID == courierID {
 		return false
 	}
-	o.courierID = courierID
-	o.assigned = assigned.UTC().Truncate(time.Microsecond)
-	o.version++
+	o.now.CourierID = courierID
+	o.now.AssignedAt = domain.Micro(assigned)
+	o.now.Version++
 	return true
 }
 
@@ -184,37 +164,37 @@ func (o *Order) Cancel(reason string, at time.Time) (bool, error) {
 			return false, err
 		}
 	}
-	switch o.status {
+	switch o.now.Status {
 	case Cancelled:
 		return false, nil
 	case Delivered:
-		return false, domain.Errorf(domain.Conflict, "order_delivered", "order %s is delivered and cannot be cancelled any more", o.id)
+		return false, domain.Errorf(domain.Conflict, "order_delivered", "order %s is delivered and cannot be cancelled any more", o.now.ID)
 	}
-	o.status = Cancelled
-	o.cancelled = at.UTC().Truncate(time.Microsecond)
-	o.reason = reason
-	o.points = 0 // what was paid is paid back, and what that earned is taken back
-	o.version++
+	o.now.Status = Cancelled
+	o.now.CancelledAt = domain.Micro(at)
+	o.now.CancelReason = reason
+	o.now.Points = 0 // what was paid is paid back, and what that earned is taken back
+	o.now.Version++
 	return true, nil
 }
 
 // RecordPoints notes what paying for the order earned, and reports whether the order changed: one that is cancelled
 // keeps nothing.
 func (o *Order) RecordPoints(points int64) bool {
-	if o.status == Cancelled || o.points == points {
+	if o.now.Status == Cancelled || o.now.Points == points {
 		return false
 	}
-	o.points = points
+	o.now.Points = points
 	return true
 }
 
 // Correct gives the order a new version without another change, so that it can be announced once more to somebody
 // who holds something else under the version before.
-func (o *Order) Correct() { o.version++ }
+func (o *Order) Correct() { o.now.Version++ }
 
 // CatchUp gives the order at least that version. One that is made again must not fall behind what was announced of it:
 // whoever was told that version would take the next for an old one.
-func (o *Order) CatchUp(version int64) { o.version = max(o.version, version) }
+func (o *Order) CatchUp(version int64) { o.now.Version = max(o.now.Version, version) }
 
 // Query asks for a page of orders, newest first.
 type Query struct {
