@@ -83,10 +83,7 @@ func (s *Points) Announce(ctx context.Context, id order.ID, why string) error {
 }
 
 func paymentEvent(p payment.Payment) (event.Event, error) {
-	b := p.Bill
-	bill := facts(order.Snapshot{
-		ID: b.OrderID, Name: b.Name, Money: b.Money, PlacedAt: b.PlacedAt, Status: order.Placed, Version: b.OrderVersion,
-	})
+	bill := orderEvent(p.Bill)
 	switch p.State {
 	case payment.Succeeded:
 		return event.PaymentSucceeded{Order: bill, Reference: p.Reference, PaidAt: p.DecidedAt}, nil

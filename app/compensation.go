@@ -340,3 +340,21 @@ func (b *breaker) resume() {
 		b.why, b.resumed, b.began, b.announced, b.missing = "", true, time.Now(), 0, 0
 	}
 }
+
+// termsOf returns what the event says was ordered. The rules of an order hold for one that is announced, too: whatever is
+// dispatched or charged could have been placed.
+func termsOf(e event.Order) (order.Terms, error) {
+	o, err := rebuild(e)
+	if err != nil {
+		return order.Terms{}, err
+	}
+	s := o.Snapshot()
+	return order.Terms{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, Version: e.Version}, nil
+}
+
+// orderEvent is termsOf the other way round.
+func orderEvent(t order.Terms) event.Order {
+	return facts(order.Snapshot{
+		ID: t.OrderID, Name: t.Name, Money: t.Money, PlacedAt: t.PlacedAt, Status: order.Placed, Version: t.Version,
+	})
+}

@@ -41,7 +41,7 @@ func (s *Dispatches) AssignPlaced(ctx context.Context, e event.OrderPlaced) erro
 	case isFirst(e.Order):
 		return nil
 	}
-	job, err := jobOf(e.Order)
+	job, err := termsOf(e.Order)
 	if err != nil {
 		return err
 	}
@@ -94,9 +94,9 @@ func (s *Dispatches) AssignPaidMany(ctx context.Context, events []event.PaymentS
 
 // assignMany is Assign of several orders, if nobody has heard of them and there is a courier for each.
 func (s *Dispatches) assignMany(ctx context.Context, orders []event.Order) error {
-	jobs := make([]dispatch.Job, len(orders))
+	jobs := make([]order.Terms, len(orders))
 	for i, e := range orders {
-		job, err := jobOf(e)
+		job, err := termsOf(e)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (s *Dispatches) assignMany(ctx context.Context, orders []event.Order) error
 // ErrDuplicate. It is Invalid if the event breaks a rule or tells of another order than the one that is known under
 // this id.
 func (s *Dispatches) Assign(ctx context.Context, e event.Order) error {
-	job, err := jobOf(e)
+	job, err := termsOf(e)
 	if err != nil {
 		return err
 	}
@@ -162,14 +162,14 @@ func free(ctx context.Context, tx DispatchTx, d dispatch.Dispatch) error {
 
 func assignedEvent(d dispatch.Dispatch) event.DispatchAssigned {
 	return event.DispatchAssigned{
-		OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt, Version: d.Job.OrderVersion,
+		OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt, Version: d.Job.Version,
 	}
 }
 
 func deliveredEvent(d dispatch.Dispatch) event.DispatchDelivered {
 	return event.DispatchDelivered{
 		OrderID: d.Job.OrderID.String(), CourierID: d.CourierID.String(), AssignedAt: d.AssignedAt,
-		DeliveredAt: d.DeliveredAt, Version: d.Job.OrderVersion,
+		DeliveredAt: d.DeliveredAt, Version: d.Job.Version,
 	}
 }
 
@@ -214,7 +214,7 @@ func (s *Dispatches) decide(ctx context.Context, tx DispatchTx, waiting []dispat
 	for ; late < len(waiting) && s.policy.Deadline > 0 && now.Sub(waiting[late].Job.PlacedAt) > s.policy.Deadline; late++ {
 		d := &waiting[late]
 		d.GiveUp(now)
-		announcements = append(announcements, event.DispatchImpossible{Order: orderOf(d.Job), GivenUpAt: d.ReleasedAt})
+		announcements = append(announcements, event.DispatchImpossible{Order: orderEvent(d.Job), GivenUpAt: d.ReleasedAt})
 	}
 	couriers, err := tx.Couriers.TakeMany(ctx, len(waiting)-late)
 	if err != nil {
@@ -230,7 +230,7 @@ func (s *Dispatches) decide(ctx context.Context, tx DispatchTx, waiting []dispat
 
 // restore stores the dispatch that the order service knows of, if it is missing here, or waits because it was lost.
 func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
-	job, err := jobOf(e.Order)
+	job, err := termsOf(e.Order)
 	if err != nil {
 		return err
 	}
@@ -269,38 +269,21 @@ func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
 	})
 }
 
-func jobOf(e event.Order) (dispatch.Job, error) {
-	// The rules of an order hold for one that is announced, too: whatever is dispatched could have been placed.
-	o, err := rebuild(e)
-	if err != nil {
-		return dispatch.Job{}, err
-	}
-	s := o.Snapshot()
-	return dispatch.Job{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, OrderVersion: e.Version}, nil
-}
-
-// orderOf is jobOf the other way round. Whoever has a job has heard of an order that was not dispatched.
-func orderOf(j dispatch.Job) event.Order {
-	return facts(order.Snapshot{
-		ID: j.OrderID, Name: j.Name, Money: j.Money, PlacedAt: j.PlacedAt, Status: order.Placed, Version: j.OrderVersion,
-	})
-}
-
 // dispatchedBefore tells an announcement that is repeated under a new event id, ErrDuplicate, from one that contradicts
 // the first, and from a newer one that corrects it.
-func dispatchedBefore(ctx context.Context, tx DispatchTx, job dispatch.Job) error {
+func dispatchedBefore(ctx context.Context, tx DispatchTx, job order.Terms) error {
 	stored, err := tx.Dispatches.Get(ctx, job.OrderID) // a shared lock: several who repeat it do not wait for each other
 	if err != nil {
 		return err
 	}
-	corrected, err := stored.Correct(job)
+	corrected, err := stored.Job.Correct(job)
 	if err != nil {
 		return err
 	}
 	if !corrected {
 		return ErrDuplicate
 	}
-	err = tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) { return d.Correct(job) })
+	err = tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) { return d.Job.Correct(job) })
 	if err != nil {
 		return err
 	}
@@ -323,7 +306,7 @@ func (s *Dispatches) roomMade(err error) {
 // Release takes back the courier of an order that is cancelled. If the order is not known yet, that is recorded, and
 // no courier will be sent for it. What is delivered stays delivered.
 func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error {
-	job, err := jobOf(e.Order)
+	job, err := termsOf(e.Order)
 	if err != nil {
 		return err
 	}
@@ -336,7 +319,7 @@ func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error 
 			before = *d
 			released := d.Release(e.CancelledAt)
 			// What contradicts the order that was dispatched cancels it all the same.
-			corrected, err := d.Correct(job)
+			corrected, err := d.Job.Correct(job)
 			return released || err == nil && corrected, nil
 		})
 		switch {

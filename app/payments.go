@@ -18,8 +18,8 @@ type Payments struct {
 	store   Store[PaymentTx]
 	gateway Gateway
 
-	begin  func(ctx context.Context, bill payment.Bill) error // see beginOne
-	settle func(ctx context.Context, c charged) error         // see settleOne
+	begin  func(ctx context.Context, bill order.Terms) error // see beginOne
+	settle func(ctx context.Context, c charged) error        // see settleOne
 }
 
 // NewPayments returns the use cases over the payment service's database.
@@ -35,10 +35,10 @@ func NewPayments(store Store[PaymentTx], gateway Gateway) *Payments {
 type Gateway interface {
 	// Charge takes the money and returns a reference, 1 to 100 printable ASCII characters. A refusal is a Conflict
 	// error, whose message is the reason: then nothing was taken, and nothing ever will be.
-	Charge(ctx context.Context, bill payment.Bill) (reference string, err error)
+	Charge(ctx context.Context, bill order.Terms) (reference string, err error)
 	// Cancel makes sure that nothing is charged for the order, and never will be: what was taken is given back, and
 	// what is asked for from now on is refused.
-	Cancel(ctx context.Context, bill payment.Bill) error
+	Cancel(ctx context.Context, bill order.Terms) error
 }
 
 // paymentRest is how long the transactions before and after the gateway is asked let payments gather that come faster than
@@ -56,7 +56,7 @@ const gatewayTimeout = 10 * time.Second
 // gateway again, and a cancellation that comes meanwhile knows that there may be something to give back. Orders that are
 // charged at the same time share the transactions before and after; the gateway is asked for each by itself.
 func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
-	bill, err := billOf(e.Order)
+	bill, err := termsOf(e.Order)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
 }
 
 // beginOne stores that the order is being charged, unless it is stored. ErrDuplicate if the payment is decided.
-func (s *Payments) beginOne(ctx context.Context, bill payment.Bill) error {
+func (s *Payments) beginOne(ctx context.Context, bill order.Terms) error {
 	ctx = WithoutDelivery(ctx)
 	p, err := s.Get(ctx, bill.OrderID)
 	if domain.KindOf(err) == domain.NotFound {
@@ -95,7 +95,7 @@ func (s *Payments) beginOne(ctx context.Context, bill payment.Bill) error {
 	if err != nil {
 		return err
 	}
-	corrected, err := p.Correct(bill)
+	corrected, err := p.Bill.Correct(bill)
 	if err == nil && corrected {
 		err = s.correct(ctx, bill)
 	}
@@ -106,7 +106,7 @@ func (s *Payments) beginOne(ctx context.Context, bill payment.Bill) error {
 }
 
 // beginMany stores that these orders are being charged, if nothing is stored of any.
-func (s *Payments) beginMany(ctx context.Context, bills []payment.Bill) error {
+func (s *Payments) beginMany(ctx context.Context, bills []order.Terms) error {
 	payments := make([]payment.Payment, len(bills))
 	for i, bill := range bills {
 		payments[i] = charging(bill)
@@ -116,7 +116,7 @@ func (s *Payments) beginMany(ctx context.Context, bills []payment.Bill) error {
 	})
 }
 
-func charging(bill payment.Bill) payment.Payment {
+func charging(bill order.Terms) payment.Payment {
 	return payment.Payment{Bill: bill, State: payment.Charging}
 }
 
@@ -182,9 +182,9 @@ func (c charged) event() event.Event {
 	return event.PaymentSucceeded{Order: c.order, Reference: c.reference, PaidAt: c.at}
 }
 
-func (s *Payments) correct(ctx context.Context, bill payment.Bill) error {
+func (s *Payments) correct(ctx context.Context, bill order.Terms) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
-		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) { return p.Correct(bill) })
+		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) { return p.Bill.Correct(bill) })
 		if err != nil {
 			return err
 		}
@@ -192,7 +192,7 @@ func (s *Payments) correct(ctx context.Context, bill payment.Bill) error {
 	})
 }
 
-func (s *Payments) charge(ctx context.Context, bill payment.Bill) (reference string, err error) {
+func (s *Payments) charge(ctx context.Context, bill order.Terms) (reference string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
 	defer cancel()
 	return s.gateway.Charge(ctx, bill)
@@ -202,7 +202,7 @@ func (s *Payments) charge(ctx context.Context, bill payment.Bill) (reference str
 // is recorded, and it will not be charged. It is Invalid if the event breaks a rule or tells of another order than the
 // one that the payment is for.
 func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
-	bill, err := billOf(e.Order)
+	bill, err := termsOf(e.Order)
 	if err != nil {
 		return err
 	}
@@ -215,7 +215,7 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 		return err
 	}
 	if known {
-		if _, err := p.Correct(bill); err != nil {
+		if _, err := p.Bill.Correct(bill); err != nil {
 			return err
 		}
 		bill = p.Bill
@@ -244,19 +244,10 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 	})
 }
 
-func (s *Payments) cancel(ctx context.Context, bill payment.Bill) error {
+func (s *Payments) cancel(ctx context.Context, bill order.Terms) error {
 	ctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
 	defer cancel()
 	return s.gateway.Cancel(ctx, bill)
-}
-
-func billOf(e event.Order) (payment.Bill, error) {
-	o, err := rebuild(e)
-	if err != nil {
-		return payment.Bill{}, err
-	}
-	s := o.Snapshot()
-	return payment.Bill{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, OrderVersion: e.Version}, nil
 }
 
 // Get returns the payment of an order. NotFound if there is none.

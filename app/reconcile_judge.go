@@ -109,7 +109,7 @@ func restoreDispatched(ctx context.Context, r repairs, id order.ID, why string) 
 	if err != nil {
 		return err
 	}
-	want.CatchUp(d.Job.OrderVersion)
+	want.CatchUp(d.Job.Version)
 	return r.restore(ctx, want, why)
 }
 
@@ -133,7 +133,7 @@ func restorePaid(ctx context.Context, r repairs, id order.ID, why string) error 
 	if err != nil {
 		return err
 	}
-	want.CatchUp(p.Bill.OrderVersion)
+	want.CatchUp(p.Bill.Version)
 	return r.restore(ctx, want, why)
 }
 

@@ -135,7 +135,7 @@ func TestManyDispatchesAreStoredAsOneAfterTheOtherWouldBe(t *testing.T) {
 		var all []dispatch.Dispatch
 		for _, o := range manyOrders(t, more) {
 			p := o.Snapshot()
-			job := dispatch.Job{OrderID: p.ID, Name: p.Name, Money: p.Money, PlacedAt: p.PlacedAt, OrderVersion: 1}
+			job := order.Terms{OrderID: p.ID, Name: p.Name, Money: p.Money, PlacedAt: p.PlacedAt, Version: 1}
 			all = append(all, []dispatch.Dispatch{
 				dispatch.New(job, zhao, time.Now()), dispatch.Wait(job), dispatch.End(job, dispatch.Released, time.Now()),
 			}[p.Money.Amount()%3])
@@ -243,7 +243,7 @@ func TestCouriersForManyOrdersAreTakenUpToTheirRoomAndNoFurther(t *testing.T) {
 
 		// Whoever waits goes first, at those who have a limit.
 		alter(t, c.dispatch, "UPDATE courier SET active = 0")
-		waits := dispatch.Wait(dispatch.Job{OrderID: orderID(t, "waits"), Name: "x", Money: money(t, 1), PlacedAt: time.Now(), OrderVersion: 1})
+		waits := dispatch.Wait(order.Terms{OrderID: orderID(t, "waits"), Name: "x", Money: money(t, 1), PlacedAt: time.Now(), Version: 1})
 		require.NoError(t, s.InTx(ctx, func(ctx context.Context, tx app.DispatchTx) error { return tx.Dispatches.Add(ctx, waits) }))
 		_, err = take(2)
 		require.Equal(t, domain.Exhausted, domain.KindOf(err))

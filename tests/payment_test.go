@@ -230,7 +230,7 @@ type faltering struct {
 	held          map[string]bool // orders whose money it has
 }
 
-func (g *faltering) Charge(_ context.Context, bill payment.Bill) (string, error) {
+func (g *faltering) Charge(_ context.Context, bill order.Terms) (string, error) {
 	if err := g.before("charge"); err != nil {
 		return "", err
 	}
@@ -238,7 +238,7 @@ func (g *faltering) Charge(_ context.Context, bill payment.Bill) (string, error)
 	return "ref", g.after("charge")
 }
 
-func (g *faltering) Cancel(_ context.Context, bill payment.Bill) error {
+func (g *faltering) Cancel(_ context.Context, bill order.Terms) error {
 	if err := g.before("cancel"); err != nil {
 		return err
 	}

@@ -18,7 +18,6 @@ import (
 	"takeout/app"
 	"takeout/domain"
 	"takeout/domain/order"
-	"takeout/domain/payment"
 )
 
 //go:embed mysql sqlite
@@ -53,13 +52,13 @@ type line struct {
 
 // charge is a call of Charge.
 type charge struct {
-	bill payment.Bill
+	bill order.Terms
 	at   sql.NullTime // not valid if it is refused
 	line line         // in the books
 }
 
 // Charge implements app.Gateway. It is Invalid if the order was charged with another amount.
-func (g *Gateway) Charge(ctx context.Context, bill payment.Bill) (string, error) {
+func (g *Gateway) Charge(ctx context.Context, bill order.Terms) (string, error) {
 	c := &charge{bill: bill, at: sql.NullTime{Time: time.Now().UTC().Truncate(time.Microsecond), Valid: !g.refuses(bill.OrderID)}}
 	switch err := g.together.Do(ctx, c); {
 	case err != nil:
@@ -100,7 +99,7 @@ func (g *Gateway) chargeMany(ctx context.Context, all []*charge) (map[int]error,
 const columns = "orderId, amount, currency, reference, charged_at, cancelled_at, calls"
 
 // fresh is the line of an order that was not in the books.
-func fresh(bill payment.Bill, charged, cancelled sql.NullTime) line {
+func fresh(bill order.Terms, charged, cancelled sql.NullTime) line {
 	return line{bill.Money, "sim_" + bill.OrderID.String(), charged.Valid, cancelled.Valid}
 }
 
@@ -110,7 +109,7 @@ func (l line) values(id order.ID, charged, cancelled sql.NullTime) []any {
 }
 
 // Cancel implements app.Gateway.
-func (g *Gateway) Cancel(ctx context.Context, bill payment.Bill) error {
+func (g *Gateway) Cancel(ctx context.Context, bill order.Terms) error {
 	now := sql.NullTime{Time: time.Now().UTC().Truncate(time.Microsecond), Valid: true}
 	err := g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		l, err := g.open(ctx, tx, bill, sql.NullTime{}, now)
@@ -127,7 +126,7 @@ func (g *Gateway) Cancel(ctx context.Context, bill payment.Bill) error {
 }
 
 // open counts a call about the order and returns its line in the books, locked. If it has none it gets one, as given.
-func (g *Gateway) open(ctx context.Context, tx *sql.Tx, bill payment.Bill, charged, cancelled sql.NullTime) (line, error) {
+func (g *Gateway) open(ctx context.Context, tx *sql.Tx, bill order.Terms, charged, cancelled sql.NullTime) (line, error) {
 	id := bill.OrderID.String()
 	known, err := count(ctx, tx, id)
 	if err != nil {

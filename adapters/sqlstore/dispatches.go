@@ -39,7 +39,7 @@ func (r dispatches) AddMany(ctx context.Context, all []dispatch.Dispatch) error 
 func dispatchValues(d dispatch.Dispatch) []any {
 	return []any{
 		d.Job.OrderID.String(), nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.Money.Amount(), d.Job.Money.Currency(),
-		d.Job.PlacedAt, d.Job.OrderVersion, nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt),
+		d.Job.PlacedAt, d.Job.Version, nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt),
 	}
 }
 
@@ -70,7 +70,7 @@ func (r dispatches) Update(ctx context.Context, id order.ID, change func(*dispat
 func (r dispatches) save(ctx context.Context, d dispatch.Dispatch) error {
 	_, err := r.q.ExecContext(ctx, "UPDATE platoon SET takeout_userId = ?, state = ?, name = ?, placed_at = ?, order_version = ?, "+
 		"assigned_at = ?, delivered_at = ?, released_at = ? WHERE orderId = ?",
-		nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.PlacedAt, d.Job.OrderVersion,
+		nullString(d.CourierID.String()), d.State.String(), d.Job.Name, d.Job.PlacedAt, d.Job.Version,
 		nullTime(d.AssignedAt), nullTime(d.DeliveredAt), nullTime(d.ReleasedAt), d.Job.OrderID.String())
 	return err
 }
@@ -122,7 +122,7 @@ func scanDispatch(row scanner) (dispatch.Dispatch, error) {
 		amount                        int64
 		assigned, delivered, released sql.NullTime
 	)
-	err := row.Scan(&id, &courier, &state, &d.Job.Name, &amount, &currency, &d.Job.PlacedAt, &d.Job.OrderVersion,
+	err := row.Scan(&id, &courier, &state, &d.Job.Name, &amount, &currency, &d.Job.PlacedAt, &d.Job.Version,
 		&assigned, &delivered, &released)
 	if err != nil {
 		return d, err

@@ -23,7 +23,7 @@ const paymentColumns = "orderId, name, order_money, currency, placed_at, order_v
 // paymentValues are the values of paymentColumns.
 func paymentValues(p payment.Payment) []any {
 	return []any{
-		p.Bill.OrderID.String(), p.Bill.Name, p.Bill.Money.Amount(), p.Bill.Money.Currency(), p.Bill.PlacedAt, p.Bill.OrderVersion,
+		p.Bill.OrderID.String(), p.Bill.Name, p.Bill.Money.Amount(), p.Bill.Money.Currency(), p.Bill.PlacedAt, p.Bill.Version,
 		p.State.String(), p.Reference, clip(p.Reason, maxReason), nullTime(p.DecidedAt), nullTime(p.RefundedAt),
 	}
 }
@@ -34,7 +34,7 @@ var changeablePayment = []string{"name", "placed_at", "order_version", "state", 
 // changeablePaymentValues are the values of changeablePayment.
 func changeablePaymentValues(p payment.Payment) []any {
 	return []any{
-		p.Bill.Name, p.Bill.PlacedAt, p.Bill.OrderVersion, p.State.String(), p.Reference, clip(p.Reason, maxReason),
+		p.Bill.Name, p.Bill.PlacedAt, p.Bill.Version, p.State.String(), p.Reference, clip(p.Reason, maxReason),
 		nullTime(p.DecidedAt), nullTime(p.RefundedAt),
 	}
 }
@@ -101,7 +101,7 @@ func scanPayment(row scanner, before ...any) (payment.Payment, error) {
 		amount              int64
 		decided, refunded   sql.NullTime
 	)
-	err := row.Scan(append(before, &id, &p.Bill.Name, &amount, &currency, &p.Bill.PlacedAt, &p.Bill.OrderVersion, &state, &p.Reference,
+	err := row.Scan(append(before, &id, &p.Bill.Name, &amount, &currency, &p.Bill.PlacedAt, &p.Bill.Version, &state, &p.Reference,
 		&p.Reason, &decided, &refunded)...)
 	if err != nil {
 		return p, err

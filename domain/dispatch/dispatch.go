@@ -9,15 +9,6 @@ import (
 	"takeout/domain/order"
 )
 
-// Job is what the dispatch side knows of the order that it dispatches, taken from the order's event.
-type Job struct {
-	OrderID      order.ID
-	Name         string
-	Money        domain.Money
-	PlacedAt     time.Time // UTC
-	OrderVersion int64     // the order's version that the event told of
-}
-
 // State is what became of a dispatch. It is a struct so that no text is taken for one by mistake.
 type State struct{ s string }
 
@@ -40,8 +31,8 @@ func RestoreState(s string) State { return State{s} }
 // Dispatch is what became of one order at the dispatch service. There is one for each order, also for one that was
 // cancelled before it was announced: it keeps a late announcement from sending a courier.
 type Dispatch struct {
-	Job         Job
-	CourierID   CourierID // zero if nobody was found
+	Job         order.Terms // of the order
+	CourierID   CourierID   // zero if nobody was found
 	State       State
 	AssignedAt  time.Time // zero without a courier, UTC, to the microsecond
 	DeliveredAt time.Time // zero until delivered, UTC
@@ -49,15 +40,15 @@ type Dispatch struct {
 }
 
 // New assigns the courier to the job.
-func New(job Job, courier CourierID, at time.Time) Dispatch {
+func New(job order.Terms, courier CourierID, at time.Time) Dispatch {
 	return Dispatch{Job: job, CourierID: courier, State: Assigned, AssignedAt: domain.Micro(at)}
 }
 
 // Wait is the dispatch of a job that nobody has room for.
-func Wait(job Job) Dispatch { return Dispatch{Job: job, State: Waiting} }
+func Wait(job order.Terms) Dispatch { return Dispatch{Job: job, State: Waiting} }
 
 // End is the dispatch of a job that nobody will do: Released or Impossible.
-func End(job Job, state State, at time.Time) Dispatch {
+func End(job order.Terms, state State, at time.Time) Dispatch {
 	return Dispatch{Job: job, State: state, ReleasedAt: domain.Micro(at)}
 }
 
@@ -78,21 +69,6 @@ func (d *Dispatch) Restore(known Dispatch) bool {
 	}
 	*d = known
 	return true
-}
-
-// Correct takes over what a newer version of the order says about it, and reports whether the dispatch changed. It is
-// Invalid if the job has another amount, or under the same version another name: then it is another order.
-func (d *Dispatch) Correct(job Job) (bool, error) {
-	newer := job.OrderVersion > d.Job.OrderVersion
-	if d.Job.Money != job.Money || d.Job.Name != job.Name && !newer {
-		return false, domain.Errorf(domain.Invalid, "order_mismatch",
-			"order %s was dispatched with another name or amount than this event says", job.OrderID)
-	}
-	if !newer || d.Job.Name == job.Name && d.Job.PlacedAt.Equal(job.PlacedAt) {
-		return false, nil
-	}
-	d.Job = job
-	return true, nil
 }
 
 // Active reports whether a courier is on the way.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"time"
 
-	"takeout/domain"
 	"takeout/domain/order"
 )
 
@@ -28,18 +27,9 @@ func (s State) String() string { return s.s }
 // RestoreState is for stores only: it trusts the text.
 func RestoreState(s string) State { return State{s} }
 
-// Bill is what is to be paid, taken from the order's event.
-type Bill struct {
-	OrderID      order.ID
-	Name         string
-	Money        domain.Money
-	PlacedAt     time.Time // UTC
-	OrderVersion int64     // the order's version that the event told of
-}
-
 // Payment is the one payment of one order.
 type Payment struct {
-	Bill       Bill
+	Bill       order.Terms // of the order
 	State      State
 	Reference  string    // the gateway's, empty until it has charged
 	Reason     string    // why the gateway refused, empty otherwise
@@ -78,21 +68,6 @@ func (p *Payment) Cancel(at time.Time) bool {
 		return false
 	}
 	return true
-}
-
-// Correct takes over what a newer version of the order says about it, and reports whether the payment changed. It is
-// Invalid if the bill has another amount, or under the same version another name: then it is another order.
-func (p *Payment) Correct(bill Bill) (bool, error) {
-	newer := bill.OrderVersion > p.Bill.OrderVersion
-	if p.Bill.Money != bill.Money || p.Bill.Name != bill.Name && !newer {
-		return false, domain.Errorf(domain.Invalid, "order_mismatch",
-			"the payment of order %s is for another name or amount than this event says", bill.OrderID)
-	}
-	if !newer || p.Bill.Name == bill.Name && p.Bill.PlacedAt.Equal(bill.PlacedAt) {
-		return false, nil
-	}
-	p.Bill = bill
-	return true, nil
 }
 
 // Repository stores payments. It is bound to the transaction that it was made for.

@@ -7,14 +7,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"takeout/domain"
+	"takeout/domain/order"
 	"takeout/domain/payment"
 )
 
-func bill(t *testing.T, amount, version int64, name string) payment.Bill {
+func bill(t *testing.T, amount, version int64, name string) order.Terms {
 	t.Helper()
 	money, err := domain.NewMoney(amount, "CNY")
 	require.NoError(t, err)
-	return payment.Bill{Name: name, Money: money, OrderVersion: version}
+	return order.Terms{Name: name, Money: money, Version: version}
 }
 
 func TestDecidedPaymentStaysDecided(t *testing.T) {
@@ -42,14 +43,14 @@ func TestCancellingAPaymentLeavesNothingCharged(t *testing.T) {
 func TestNewerOrderCorrectsTheNameAndNeverTheAmount(t *testing.T) {
 	t.Parallel()
 	p := payment.Payment{Bill: bill(t, 100, 2, "tofu")}
-	for _, other := range []payment.Bill{bill(t, 101, 2, "tofu"), bill(t, 101, 3, "tofu"), bill(t, 100, 2, "rice"), bill(t, 100, 1, "rice")} {
-		_, err := p.Correct(other)
+	for _, other := range []order.Terms{bill(t, 101, 2, "tofu"), bill(t, 101, 3, "tofu"), bill(t, 100, 2, "rice"), bill(t, 100, 1, "rice")} {
+		_, err := p.Bill.Correct(other)
 		require.Equal(t, domain.Invalid, domain.KindOf(err), "%+v", other)
 	}
-	changed, err := p.Correct(bill(t, 100, 3, "tofu"))
+	changed, err := p.Bill.Correct(bill(t, 100, 3, "tofu"))
 	require.NoError(t, err)
 	require.False(t, changed, "nothing is different")
-	changed, err = p.Correct(bill(t, 100, 3, "rice"))
+	changed, err = p.Bill.Correct(bill(t, 100, 3, "rice"))
 	require.NoError(t, err)
 	require.True(t, changed)
 	require.Equal(t, "rice", p.Bill.Name)

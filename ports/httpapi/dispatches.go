@@ -32,7 +32,7 @@ func dispatchBody(d dispatch.Dispatch) DispatchBody {
 		OrderID: d.Job.OrderID.String(), State: d.State.String(),
 		AssignedAt: timeOrNull(d.AssignedAt), DeliveredAt: timeOrNull(d.DeliveredAt), ReleasedAt: timeOrNull(d.ReleasedAt),
 		Name: d.Job.Name, Amount: d.Job.Money.Amount(), Currency: d.Job.Money.Currency(),
-		PlacedAt: d.Job.PlacedAt, OrderVersion: d.Job.OrderVersion,
+		PlacedAt: d.Job.PlacedAt, OrderVersion: d.Job.Version,
 	}
 	if courier := d.CourierID.String(); courier != "" {
 		body.CourierID = &courier

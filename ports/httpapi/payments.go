@@ -70,7 +70,7 @@ func (s *server) getPayment(ctx context.Context, in *orderIDInput) (*paymentView
 	return &paymentView{PaymentBody{
 		OrderID: in.OrderID, State: p.State.String(), Amount: p.Bill.Money.Amount(), Currency: p.Bill.Money.Currency(),
 		Reference: p.Reference, Reason: p.Reason, DecidedAt: timeOrNull(p.DecidedAt), RefundedAt: timeOrNull(p.RefundedAt),
-		Name: p.Bill.Name, PlacedAt: p.Bill.PlacedAt, OrderVersion: p.Bill.OrderVersion,
+		Name: p.Bill.Name, PlacedAt: p.Bill.PlacedAt, OrderVersion: p.Bill.Version,
 	}}, nil
 }
 

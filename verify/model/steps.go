@@ -364,7 +364,7 @@ func (x *explorer) records(s *state, o int) (orders, dispatches []app.Record) {
 		d := x.dispatches.value(n)
 		dispatches = []app.Record{{
 			State: d.State.String(), Name: d.Job.Name, Amount: d.Job.Money.Amount(), Currency: d.Job.Money.Currency(),
-			CourierID: d.CourierID.String(), Version: d.Job.OrderVersion, PlacedAt: d.Job.PlacedAt,
+			CourierID: d.CourierID.String(), Version: d.Job.Version, PlacedAt: d.Job.PlacedAt,
 		}}
 	}
 	return orders, dispatches
