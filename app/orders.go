@@ -2,10 +2,8 @@ package app
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"takeout/crashpoint"
@@ -137,9 +135,6 @@ func (s *Orders) placeMany(ctx context.Context, many []*placing) (map[int]error,
 		}
 		orders, events = append(orders, p.order), append(events, placedEvent(p.order.Snapshot()))
 	}
-	// Two who lock the same in one order wait for each other, and end in no deadlock.
-	slices.SortFunc(answers, func(a, b Answer) int { return cmp.Compare(a.Key, b.Key) })
-	slices.SortFunc(orders, func(a, b *order.Order) int { return cmp.Compare(a.ID().String(), b.ID().String()) })
 	err := s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		if err := tx.Answers.AddMany(ctx, answers); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
+	"strings"
 
 	"takeout/adapters/sqldb"
 	"takeout/app"
@@ -23,16 +24,11 @@ func (r answers) Add(ctx context.Context, a app.Answer) error {
 }
 
 func (r answers) AddMany(ctx context.Context, many []app.Answer) error {
-	if len(many) == 0 {
-		return nil
+	created, rows := now(), make([][]any, len(many))
+	for i, a := range slices.SortedFunc(slices.Values(many), func(a, b app.Answer) int { return strings.Compare(a.Key, b.Key) }) {
+		rows[i] = []any{[]byte(a.Key), a.Fingerprint[:], a.OrderID.String(), a.Body, created}
 	}
-	created := now()
-	args := make([]any, 0, 5*len(many))
-	for i := range many {
-		a := &many[i]
-		args = append(args, []byte(a.Key), a.Fingerprint[:], a.OrderID.String(), a.Body, created)
-	}
-	_, err := r.q.ExecContext(ctx, sqldb.Insert("idempotency_answer", "request_key, fingerprint, orderId, body, created_at", len(many)), args...)
+	err := insertRows(ctx, r.q, "idempotency_answer", "request_key, fingerprint, orderId, body, created_at", rows)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "idempotency_key_used", "the Idempotency-Key was used before")
 	}

@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -200,8 +199,8 @@ func (m *Database) RetryFailures(ctx context.Context, numbers []int64, retry app
 // actedOn returns those of the failures with which this very action was done before: an earlier run of the same call
 // may have been committed although the answer to its COMMIT was lost.
 func (m *Database) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
-	return collect(ctx, tx, scanOne[int64], "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND failure_id IN ("+places(len(numbers))+") ORDER BY failure_id",
-		append([]any{a.At, a.Operator, a.Action}, anyOf(numbers)...)...)
+	return collect(ctx, tx, scanOne[int64], "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND "+among("failure_id", len(numbers))+" ORDER BY failure_id",
+		append([]any{a.At, a.Operator, a.Action}, values(numbers)...)...)
 }
 
 // lockedFailure is what is needed to send a failure's message again.
@@ -216,7 +215,7 @@ type lockedFailure struct {
 // lockFailures returns those of the failures that are in one of the states, in their order, and keeps others from
 // changing them.
 func (m *Database) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64, states ...string) ([]lockedFailure, error) {
-	args := anyOf(numbers)
+	args := values(numbers)
 	for _, state := range states {
 		args = append(args, state)
 	}
@@ -224,7 +223,7 @@ func (m *Database) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64
 		err = row.Scan(&f.number, &f.consumer, &f.messageID, &f.orderID, &f.problem, &f.fingerprint, &f.headers, &f.size)
 		return f, err
 	}, "SELECT id, consumer, message_id, order_id, error_text, fingerprint, headers, payload_size FROM failure "+
-		"WHERE id IN ("+places(len(numbers))+") AND state IN ("+places(len(states))+") ORDER BY id"+m.db.ForUpdate, args...)
+		"WHERE "+among("id", len(numbers))+" AND "+among("state", len(states))+" ORDER BY id"+m.db.ForUpdate, args...)
 }
 
 // retry sends the messages of open failures to their consumers, the first after delay.
@@ -252,8 +251,8 @@ func (m *Database) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, 
 			}
 			delay += retry.Spacing
 		}
-		_, err = tx.ExecContext(ctx, "UPDATE failure SET state = ?, closed_at = NULL WHERE id IN ("+places(n)+")",
-			append([]any{app.FailureRetrying}, anyOf(numbers)...)...)
+		_, err = tx.ExecContext(ctx, "UPDATE failure SET state = ?, closed_at = NULL WHERE "+among("id", n),
+			append([]any{app.FailureRetrying}, values(numbers)...)...)
 		if err != nil {
 			return err
 		}
@@ -281,7 +280,7 @@ func (m *Database) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFa
 		err = row.Scan(&number, &bytes)
 		payloads[number] = append(payloads[number], bytes...)
 		return none, err
-	}, "SELECT failure_id, bytes FROM failure_payload WHERE failure_id IN ("+places(len(numbers))+") ORDER BY failure_id, part", numbers...)
+	}, "SELECT failure_id, bytes FROM failure_payload WHERE "+among("failure_id", len(numbers))+" ORDER BY failure_id, part", numbers...)
 	return payloads, err
 }
 
@@ -327,13 +326,11 @@ func (m *Database) addRetries(ctx context.Context, tx *sql.Tx, at time.Time, row
 
 // addActions records what somebody did with failures.
 func addActions(ctx context.Context, tx *sql.Tx, a app.FailureAction, numbers ...int64) error {
-	args := make([]any, 0, 5*len(numbers))
-	for _, number := range numbers {
-		args = append(args, number, a.At, a.Operator, a.Action, a.Reason)
+	rows := make([][]any, len(numbers))
+	for i, number := range numbers {
+		rows[i] = []any{number, a.At, a.Operator, a.Action, a.Reason}
 	}
-	_, err := tx.ExecContext(ctx, "INSERT INTO failure_action (failure_id, at, operator, action, reason) VALUES (?, ?, ?, ?, ?)"+
-		strings.Repeat(", (?, ?, ?, ?, ?)", len(numbers)-1), args...)
-	return err
+	return insertRows(ctx, tx, "failure_action", "failure_id, at, operator, action, reason", rows)
 }
 
 // ReplaceFailure implements app.FailureStore.
@@ -343,9 +340,8 @@ func (m *Database) ReplaceFailure(ctx context.Context, number int64, by app.Corr
 		return false, err
 	}
 	return m.closeFailure(ctx, number, action, app.FailureReplaced, by.EventID, func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error {
-		fingerprint := sha256.Sum256(append([]byte(by.EventID+"\x00"), by.Payload...)) // as Keep makes it
 		return m.addRetries(ctx, tx, at, retryRow{
-			queue: f.consumer, uuid: by.EventID, fingerprint: fingerprint[:], orderID: by.OrderID,
+			queue: f.consumer, uuid: by.EventID, fingerprint: fingerprint(by.EventID, by.Payload), orderID: by.OrderID,
 			payload: by.Payload, metadata: metadata, problem: f.problem,
 		})
 	}, app.FailureOpen)
@@ -392,14 +388,4 @@ func (m *Database) closeFailure(ctx context.Context, number int64, action app.Fa
 		m.retryBell.Ring()
 	}
 	return closed, err
-}
-
-func places(n int) string { return "?" + strings.Repeat(", ?", n-1) }
-
-func anyOf(numbers []int64) []any {
-	all := make([]any, len(numbers))
-	for i, n := range numbers {
-		all[i] = n
-	}
-	return all
 }

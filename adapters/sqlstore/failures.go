@@ -156,27 +156,26 @@ func (m *Database) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at t
 	if err != nil {
 		return err
 	}
-	for ids := range slices.Chunk(retries, 500) {
-		if _, err := tx.ExecContext(ctx, m.db.DeleteByID("retry", len(ids)), ids...); err != nil {
+	for ids := range slices.Chunk(retries, mostIDs) {
+		if _, err := tx.ExecContext(ctx, m.db.DeleteByID("retry", len(ids)), values(ids)...); err != nil {
 			return err
 		}
 	}
-	for ids := range slices.Chunk(failures, 500) {
+	stopped := app.FailureAction{At: at, Operator: "takeout", Action: "stopped", Reason: "another message of the batch was given up"}
+	for ids := range slices.Chunk(failures, mostIDs) {
 		opened := "state = CASE WHEN state = 'retrying' THEN 'open' ELSE state END"
-		if _, err := tx.ExecContext(ctx, m.db.UpdateByID("failure", opened, len(ids)), ids...); err != nil {
+		if _, err := tx.ExecContext(ctx, m.db.UpdateByID("failure", opened, len(ids)), values(ids)...); err != nil {
 			return err
 		}
-		for _, id := range ids {
-			if err := recordAction(ctx, tx, id, at, "stopped", "another message of the batch was given up"); err != nil {
-				return err
-			}
+		if err := addActions(ctx, tx, stopped, ids...); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // waiting returns the ids of the retries of the batch that wait, and of the failures that they retry.
-func (m *Database) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []any, err error) {
+func (m *Database) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []int64, err error) {
 	err = each(ctx, tx, "SELECT id, failure_id FROM retry WHERE batch = ? AND failure_id IS NOT NULL "+
 		"AND (attempts = 0 OR available_at <= "+m.db.Now+") ORDER BY id"+m.db.ForUpdate+m.db.SkipLocked, []any{batch}, func(row scanner) error {
 		var retry, failure int64
@@ -202,7 +201,7 @@ func (m *Database) Resolve(ctx context.Context, failureID int64) error {
 		if n, err := result.RowsAffected(); err != nil || n == 0 {
 			return err
 		}
-		return recordAction(ctx, tx, failureID, at, "handled", "its retry was handled")
+		return addActions(ctx, tx, app.FailureAction{At: at, Operator: "takeout", Action: "handled", Reason: "its retry was handled"}, failureID)
 	})
 }
 
@@ -210,13 +209,6 @@ func (m *Database) Resolve(ctx context.Context, failureID int64) error {
 // retried has no retry, so that the next one can be asked for at once.
 func endRetry(ctx context.Context, tx *sql.Tx, failureID int64) error {
 	_, err := tx.ExecContext(ctx, "DELETE FROM retry WHERE failure_id = ?", failureID)
-	return err
-}
-
-// recordAction records what the program itself did with a failure.
-func recordAction(ctx context.Context, tx *sql.Tx, failureID any, at time.Time, action, reason string) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO failure_action (failure_id, at, operator, action, reason) VALUES (?, ?, 'takeout', ?, ?)",
-		failureID, at, action, reason)
 	return err
 }
 

@@ -25,20 +25,20 @@ func (r orders) Add(ctx context.Context, o *order.Order) error {
 }
 
 func (r orders) AddMany(ctx context.Context, many []*order.Order) error {
-	if len(many) == 0 {
-		return nil
-	}
-	args := make([]any, 0, 13*len(many))
-	for _, o := range many {
-		s := o.Snapshot()
-		args = append(args, s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version, nullString(s.CourierID),
-			nullTime(s.AssignedAt), s.PlacedAt, nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points)
-	}
-	_, err := r.q.ExecContext(ctx, sqldb.Insert("order_info", orderColumns, len(many)), args...)
+	err := insertByOrder(ctx, r.q, "order_info", orderColumns, many, (*order.Order).ID, orderValues)
 	if r.db.IsDuplicate(err) {
 		return domain.Errorf(domain.Conflict, "order_id_taken", "an order with this id exists")
 	}
 	return err
+}
+
+// orderValues are the values of orderColumns.
+func orderValues(o *order.Order) []any {
+	s := o.Snapshot()
+	return []any{
+		s.ID.String(), s.Name, s.Money.Amount(), s.Money.Currency(), s.Status.String(), s.Version, nullString(s.CourierID),
+		nullTime(s.AssignedAt), s.PlacedAt, nullTime(s.DeliveredAt), nullTime(s.CancelledAt), s.CancelReason, s.Points,
+	}
 }
 
 func (r orders) Get(ctx context.Context, id order.ID) (*order.Order, error) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,7 +211,7 @@ func (b *Book) Cut(ctx context.Context, from, to time.Time, rows int) (time.Time
 func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app.Record, error) {
 	records := map[string][]app.Record{}
 	err := each(ctx, b.db.Reader(), "SELECT orderId, "+b.table.record+", "+strings.Join(b.table.changed, ", ")+
-		" FROM "+b.table.name+" WHERE orderId IN "+list(len(orderIDs))+" ORDER BY id", args(orderIDs), func(row scanner) error {
+		" FROM "+b.table.name+" WHERE "+among("orderId", len(orderIDs))+" ORDER BY id", values(orderIDs), func(row scanner) error {
 		var id string
 		var r app.Record
 		times := make([]sql.NullTime, len(b.table.changed))
@@ -234,25 +235,14 @@ func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app
 	return records, b.db.Error(err)
 }
 
-// list is a list of n arguments.
-func list(n int) string { return "(?" + strings.Repeat(",?", n-1) + ")" }
-
-func args(ids []string) []any {
-	out := make([]any, len(ids))
-	for i, id := range ids {
-		out[i] = id
-	}
-	return out
-}
-
 // Flights implements app.Book.
 func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]app.Flight, error) {
-	in, ids := list(len(orderIDs)), args(orderIDs)
-	all := append(append(append([]any{}, ids...), ids...), ids...)
+	about, ids := among("order_id", len(orderIDs)), values(orderIDs)
+	all := slices.Concat(ids, ids, ids)
 	flights := map[string]app.Flight{}
-	err := each(ctx, b.db.Reader(), "SELECT order_id, 0 FROM outbox WHERE order_id IN "+in+
-		" UNION ALL SELECT order_id, 0 FROM retry WHERE order_id IN "+in+
-		" UNION ALL SELECT order_id, 1 FROM failure WHERE order_id IN "+in+" AND state IN ('open', 'retrying')", all, func(row scanner) error {
+	err := each(ctx, b.db.Reader(), "SELECT order_id, 0 FROM outbox WHERE "+about+
+		" UNION ALL SELECT order_id, 0 FROM retry WHERE "+about+
+		" UNION ALL SELECT order_id, 1 FROM failure WHERE "+about+" AND state IN ('open', 'retrying')", all, func(row scanner) error {
 		var id string
 		var failure bool
 		err := row.Scan(&id, &failure)
@@ -341,36 +331,25 @@ func (b *Book) Dirty(ctx context.Context, limit int) ([]app.Dirty, error) {
 // Clean implements app.Book. It deletes those notes and no range of them: one with a lower number may be committed
 // later.
 func (b *Book) Clean(ctx context.Context, notes []app.Dirty) error {
-	for len(notes) > 0 {
-		n := min(len(notes), 500)
-		ids := make([]any, n)
-		for i := range ids {
-			ids[i] = notes[i].ID
+	for some := range slices.Chunk(notes, mostIDs) {
+		ids := make([]any, len(some))
+		for i, n := range some {
+			ids[i] = n.ID
 		}
-		if _, err := b.db.Writer().ExecContext(ctx, b.db.DeleteByID("reconcile_dirty", n), ids...); err != nil {
+		if _, err := b.db.Writer().ExecContext(ctx, b.db.DeleteByID("reconcile_dirty", len(ids)), ids...); err != nil {
 			return b.db.Error(err)
 		}
-		notes = notes[n:]
 	}
 	return nil
 }
 
 // Soil implements app.Book.
 func (b *Book) Soil(ctx context.Context, minutes []int64) error {
-	at := now()
-	for len(minutes) > 0 {
-		n := min(len(minutes), 500)
-		values := make([]any, 0, 2*n)
-		for _, minute := range minutes[:n] {
-			values = append(values, minute, at)
-		}
-		_, err := b.db.Writer().ExecContext(ctx, "INSERT INTO reconcile_dirty (minute, at) VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1), values...)
-		if err != nil {
-			return b.db.Error(err)
-		}
-		minutes = minutes[n:]
+	at, rows := now(), make([][]any, len(minutes))
+	for i, minute := range minutes {
+		rows[i] = []any{minute, at}
 	}
-	return nil
+	return b.db.Error(insertRows(ctx, b.db.Writer(), "reconcile_dirty", "minute, at", rows))
 }
 
 // Mark implements app.Book.

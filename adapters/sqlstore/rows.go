@@ -147,3 +147,15 @@ func texts[T interface{ String() string }](ids []T) []any {
 	}
 	return all
 }
+
+// values are ids or texts as arguments.
+func values[T any](all []T) []any {
+	args := make([]any, len(all))
+	for i, one := range all {
+		args[i] = one
+	}
+	return args
+}
+
+// mostIDs is how many rows one statement names by id: few enough that its text stays well below a packet.
+const mostIDs = 500

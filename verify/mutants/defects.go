@@ -136,11 +136,9 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 	_, err = r.q.ExecContext(ctx, "UPDATE order_info SET status = ?`,
 		}, {
 			File: "adapters/sqlstore/orders.go",
-			Old:  `args = append(args, s.ID.String(), s.Name,`,
-			New: `if s.Status == order.Cancelled {
-			return nil
-		}
-		args = append(args, s.ID.String(), s.Name,`,
+			Old:  `err := insertByOrder(ctx, r.q, "order_info", orderColumns, many,`,
+			New: `many = slices.DeleteFunc(many, func(o *order.Order) bool { return o.Snapshot().Status == order.Cancelled })
+	err := insertByOrder(ctx, r.q, "order_info", orderColumns, many,`,
 		}},
 		Orders: 300, Faults: 3, Kinds: "another-id,forged,duplicate",
 		Expect: []string{"I5 resurrected"},
