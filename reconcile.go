@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"time"
 
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/service"
 )
 
@@ -28,7 +28,7 @@ type reconcileCmd struct {
 
 // Run compares. It exits with 0 if the services agree, with 1 if they do not, and with 2 if that cannot be told.
 func (c *reconcileCmd) Run(out output) error {
-	request := app.ReconcileRequest{Repair: c.Repair, From: c.From, To: c.To, Full: c.Full}
+	request := reconcile.Request{Repair: c.Repair, From: c.From, To: c.To, Full: c.Full}
 	if err := errors.Join(c.Validate(), request.Check(time.Now())); err != nil {
 		return usage(err)
 	}
@@ -50,7 +50,7 @@ func (c *reconcileCmd) Run(out output) error {
 	return nil
 }
 
-func reportRows(r app.Report) [][]string {
+func reportRows(r reconcile.Report) [][]string {
 	rows := [][]string{{"CLASS", "ORDER", "STATE", "REPAIR"}}
 	for _, f := range r.Findings {
 		rows = append(rows, []string{f.Class, f.OrderID, f.State, f.Repair})

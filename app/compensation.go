@@ -259,6 +259,10 @@ type CompensationState struct {
 	Limit     int    // of missing ones
 }
 
+// Stopped returns an Unavailable error while the compensation is stopped: what must not be made again from announcements
+// must not from tables either.
+func (s *Compensation) Stopped() error { return s.breaker.check() }
+
 // State returns whether the compensation stopped, and why.
 func (s *Compensation) State() CompensationState { return s.breaker.state() }
 

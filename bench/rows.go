@@ -16,7 +16,7 @@ import (
 	"sync"
 	"time"
 
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/ports/httpapi"
 )
 
@@ -326,7 +326,7 @@ func (b *bench) reconcile(ctx context.Context) ([]line, error) {
 }
 
 // reconcileNow makes a comparison and waits for its report.
-func reconcileNow(ctx context.Context, addr string) (report app.Report, err error) {
+func reconcileNow(ctx context.Context, addr string) (report reconcile.Report, err error) {
 	began, url := time.Now(), "http://"+addr+"/v1/reconciliation"
 	status, err := ask(ctx, http.MethodPost, url, "{}", &report)
 	if err != nil || status == http.StatusOK {

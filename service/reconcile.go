@@ -14,14 +14,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"takeout/adapters/sqlstore"
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/domain"
 	"takeout/ports/messaging"
 )
 
 // reconciler runs the reconciliation of this process.
 type reconciler struct {
-	*app.Reconciliation
+	*reconcile.Reconciliation
 	ctx   context.Context // ends when the process stops
 	stop  context.CancelFunc
 	every time.Duration
@@ -37,16 +37,16 @@ type reconciler struct {
 }
 
 // reconciliation returns the reconciliation over the open databases.
-func (s *Service) reconciliation() *app.Reconciliation {
-	books := map[string]app.Book{}
-	var findings app.Findings
+func (s *Service) reconciliation() *reconcile.Reconciliation {
+	books := map[string]reconcile.Book{}
+	var findings reconcile.Findings
 	for _, db := range s.databases {
 		books[db.DB().Name()] = sqlstore.NewBook(db.DB())
 		if db.DB().Name() == "order" {
 			findings = sqlstore.NewFindings(db.DB())
 		}
 	}
-	return app.NewReconciliation(books, findings, s.useCases, app.ReconcilePolicy{
+	return reconcile.New(books, findings, s.useCases, reconcile.Policy{
 		Grace: s.cfg.ReconcileGrace, Budget: s.cfg.ReconcileBudget, AfterPayment: s.cfg.DispatchAfter == "paid",
 	}, uuid.NewString())
 }
@@ -90,7 +90,7 @@ func (s *Service) reconcile() error {
 				_ = r.Resign(ctx) // or the lease ends by itself
 				return nil
 			case <-timer.C:
-				_, _ = s.reconcileOnce(r.ctx, app.ReconcileRequest{Repair: s.cfg.ReconcileRepair, Background: true}) // the log has what came out
+				_, _ = s.reconcileOnce(r.ctx, reconcile.Request{Repair: s.cfg.ReconcileRepair, Background: true}) // the log has what came out
 			}
 		}
 	})
@@ -98,7 +98,7 @@ func (s *Service) reconcile() error {
 }
 
 // reconcileOnce runs once, and tells the log and the metrics what came out.
-func (s *Service) reconcileOnce(ctx context.Context, q app.ReconcileRequest) (app.Report, error) {
+func (s *Service) reconcileOnce(ctx context.Context, q reconcile.Request) (reconcile.Report, error) {
 	r := s.reconciler
 	q.Lease = 3*r.every + time.Minute
 	report, err := r.Run(ctx, q)
@@ -106,7 +106,7 @@ func (s *Service) reconcileOnce(ctx context.Context, q app.ReconcileRequest) (ap
 		return report, err
 	}
 	r.note(report, err)
-	if errors.Is(err, app.ErrNotLeader) {
+	if errors.Is(err, reconcile.ErrNotLeader) {
 		return report, err
 	}
 	logger := s.logger.With("orders", report.Compared.Orders, "buckets", report.Compared.Buckets, "equal", report.Compared.Equal,
@@ -124,12 +124,12 @@ func (s *Service) reconcileOnce(ctx context.Context, q app.ReconcileRequest) (ap
 	return report, err
 }
 
-func (r *reconciler) note(report app.Report, err error) {
+func (r *reconciler) note(report reconcile.Report, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failure, r.person = "", report.Person
 	switch {
-	case errors.Is(err, app.ErrNotLeader): // the other process says what is wrong
+	case errors.Is(err, reconcile.ErrNotLeader): // the other process says what is wrong
 		r.findings.Reset()
 		return
 	case err != nil:
@@ -163,9 +163,9 @@ func (r *reconciler) health() string {
 }
 
 // reconcileNow runs once. It goes on when ctx ends, and the report is then to be had by Last.
-func (s *Service) reconcileNow(ctx context.Context, q app.ReconcileRequest) (app.Report, error) {
+func (s *Service) reconcileNow(ctx context.Context, q reconcile.Request) (reconcile.Report, error) {
 	type outcome struct {
-		report app.Report
+		report reconcile.Report
 		err    error
 	}
 	done := make(chan outcome, 1)
@@ -177,16 +177,16 @@ func (s *Service) reconcileNow(ctx context.Context, q app.ReconcileRequest) (app
 	case o := <-done:
 		return o.report, o.err
 	case <-ctx.Done():
-		return app.Report{}, ctx.Err()
+		return reconcile.Report{}, ctx.Err()
 	}
 }
 
 // Reconcile compares the databases that cfg names once, beside whatever runs on them, and repairs if the request says
 // so. It then goes on looking, for no longer than wait, until every repair has shown. The error says that nothing could
 // be compared.
-func Reconcile(ctx context.Context, cfg Config, q app.ReconcileRequest, wait time.Duration, logger *slog.Logger) (app.Report, error) {
+func Reconcile(ctx context.Context, cfg Config, q reconcile.Request, wait time.Duration, logger *slog.Logger) (reconcile.Report, error) {
 	if err := cfg.Validate(); err != nil {
-		return app.Report{}, err
+		return reconcile.Report{}, err
 	}
 	cfg.Roles = []string{"all"} // it needs the databases of all services
 	s := &Service{cfg: cfg, logger: logger}
@@ -196,11 +196,11 @@ func Reconcile(ctx context.Context, cfg Config, q app.ReconcileRequest, wait tim
 		}
 	}()
 	if err := s.openDatabases(); err != nil {
-		return app.Report{}, err
+		return reconcile.Report{}, err
 	}
 	for _, db := range s.databases {
 		if err := s.look(ctx, db); err != nil {
-			return app.Report{}, err
+			return reconcile.Report{}, err
 		}
 	}
 	r := s.reconciliation()
@@ -211,7 +211,7 @@ func Reconcile(ctx context.Context, cfg Config, q app.ReconcileRequest, wait tim
 			return report, ctx.Err()
 		case <-time.After(min(time.Second, time.Until(until))):
 		}
-		var next app.Report
+		var next reconcile.Report
 		if next, err = r.Run(ctx, q); err == nil {
 			report = merge(report, next)
 		}
@@ -233,18 +233,18 @@ func (s *Service) look(ctx context.Context, db *sqlstore.Database) error {
 }
 
 // merge is the report of two runs, one after the other.
-func merge(first, then app.Report) app.Report {
-	findings := map[[2]string]app.Finding{}
+func merge(first, then reconcile.Report) reconcile.Report {
+	findings := map[[2]string]reconcile.Finding{}
 	for _, f := range slices.Concat(first.Findings, then.Findings) {
 		findings[[2]string{f.Class, f.OrderID}] = f
 	}
 	then.StartedAt, then.From, then.Compared = first.StartedAt, first.From, first.Compared
 	then.Repaired += first.Repaired
-	then.Findings = make([]app.Finding, 0, len(findings))
+	then.Findings = make([]reconcile.Finding, 0, len(findings))
 	for _, f := range findings {
 		then.Findings = append(then.Findings, f)
 	}
-	slices.SortFunc(then.Findings, func(a, b app.Finding) int {
+	slices.SortFunc(then.Findings, func(a, b reconcile.Finding) int {
 		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(a.OrderID, b.OrderID))
 	})
 	return then

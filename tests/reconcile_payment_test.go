@@ -7,7 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/service"
 )
 
@@ -71,8 +71,8 @@ func TestPaymentsAndPointsThatWereLostComeBack(t *testing.T) {
 			found[f.OrderID] = f.Class
 		}
 		require.Equal(t, map[string]string{
-			unpaid: app.MissingPayment, unawarded: app.MissingPoints, unrefunded: app.PaymentMismatch, unrevoked: app.PointsMismatch,
-			unheard: app.PaymentMismatch, unknown: app.MissingPayment, lost: app.OrphanPayment,
+			unpaid: reconcile.MissingPayment, unawarded: reconcile.MissingPoints, unrefunded: reconcile.PaymentMismatch, unrevoked: reconcile.PointsMismatch,
+			unheard: reconcile.PaymentMismatch, unknown: reconcile.MissingPayment, lost: reconcile.OrphanPayment,
 		}, found)
 
 		s.awaitReconciled(t)
@@ -100,7 +100,7 @@ func TestFindingEndsWhenItsRepairShowsAlthoughWhatCameOfItWaitsForAPerson(t *tes
 		alter(t, s.points, "DELETE FROM points_entry WHERE orderId = ?", id)
 		s.paid(t, "later")
 
-		require.Equal(t, map[string]int{app.MissingPayment: 1}, s.reconcile(t, `{"repair":true}`).Totals)
+		require.Equal(t, map[string]int{reconcile.MissingPayment: 1}, s.reconcile(t, `{"repair":true}`).Totals)
 		eventually(t, "the refusal is kept for a person, because the order is delivered", func() error {
 			if n := count(t, s.order, "SELECT COUNT(*) FROM failure WHERE order_id = ? AND state = 'open'", id); n != 1 {
 				return fmt.Errorf("%d failures", n)
@@ -126,7 +126,7 @@ func TestOrderThatIsPaidAndNotDispatchedIsDispatchedWhereOrdersWaitToBePaid(t *t
 	alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
 	alter(t, s.order, "UPDATE order_info SET status = 'placed', courier_id = NULL, assigned_at = NULL WHERE orderId = ?", id)
 	r := s.reconcile(t, `{"repair":true}`)
-	require.Equal(t, map[string]int{app.MissingDispatch: 1}, r.Totals)
+	require.Equal(t, map[string]int{reconcile.MissingDispatch: 1}, r.Totals)
 	s.awaitDispatched(t, id)
 	s.awaitReconciled(t)
 }

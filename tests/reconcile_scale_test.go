@@ -16,7 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/ports/httpapi"
 	"takeout/service"
 )
@@ -46,7 +46,7 @@ func kindOf(i int) drift {
 	var repaired, amounts []drift
 	for _, d := range drifts {
 		switch {
-		case d.class == app.AmountMismatch:
+		case d.class == reconcile.AmountMismatch:
 			amounts = append(amounts, d)
 		case !d.person && !d.ended:
 			repaired = append(repaired, d)
@@ -85,12 +85,12 @@ func (s *system) fill(t testing.TB, n int) {
 }
 
 // reconcileLong is reconcile for runs that outlast their request.
-func (s *system) reconcileLong(t testing.TB, request string) app.Report {
+func (s *system) reconcileLong(t testing.TB, request string) reconcile.Report {
 	t.Helper()
 	began := time.Now()
 	a := mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", request)
 	if a.status == http.StatusOK {
-		var r app.Report
+		var r reconcile.Report
 		require.NoError(t, json.Unmarshal(a.body, &r), "%s", a)
 		require.Empty(t, r.Errors)
 		return r
@@ -133,7 +133,7 @@ func TestDriftAmongManyOrdersIsFoundAndNothingElseWhileOrdersFlow(t *testing.T) 
 		s := reconciled(t, st, func(cfg *service.Config) { cfg.ReconcileBudget = 10_000 })
 		s.fill(t, n)
 		s.flow(t)
-		took := func(r app.Report) time.Duration { return r.FinishedAt.Sub(r.StartedAt) }
+		took := func(r reconcile.Report) time.Duration { return r.FinishedAt.Sub(r.StartedAt) }
 
 		first := s.reconcileLong(t, `{}`)
 		require.Empty(t, first.Findings)
@@ -190,7 +190,7 @@ func TestDriftAmongManyOrdersIsFoundAndNothingElseWhileOrdersFlow(t *testing.T) 
 		})
 		t.Logf("repaired within %s", time.Since(began))
 		full := s.reconcileLong(t, `{"full":true}`)
-		require.Equal(t, map[string]int{app.AmountMismatch: persons}, full.Totals)
+		require.Equal(t, map[string]int{reconcile.AmountMismatch: persons}, full.Totals)
 		s.noFailures(t)
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/ports/httpapi"
 	"takeout/service"
 	"takeout/tests/testenv"
@@ -36,11 +37,11 @@ func reconciled(t testing.TB, st stack, change ...func(*service.Config)) *system
 }
 
 // reconcile runs the reconciliation with that request, and returns its report.
-func (s *system) reconcile(t testing.TB, request string) app.Report {
+func (s *system) reconcile(t testing.TB, request string) reconcile.Report {
 	t.Helper()
 	a := mustSend(t, http.MethodPost, s.api+"/v1/reconciliation", request)
 	require.Equal(t, http.StatusOK, a.status, "%s", a)
-	var r app.Report
+	var r reconcile.Report
 	require.NoError(t, json.Unmarshal(a.body, &r), "%s", a)
 	require.Empty(t, r.Errors)
 	return r
@@ -55,9 +56,9 @@ func (s *system) lastReport(t testing.TB) httpapi.ReconciliationBody {
 }
 
 // awaitReconciled repairs until nothing is open.
-func (s *system) awaitReconciled(t testing.TB) app.Report {
+func (s *system) awaitReconciled(t testing.TB) reconcile.Report {
 	t.Helper()
-	var r app.Report
+	var r reconcile.Report
 	eventually(t, "the services agree", func() error {
 		if r = s.reconcile(t, `{"repair":true}`); !r.Consistent {
 			return fmt.Errorf("%v are open: %+v", r.Totals, r.Findings)
@@ -135,23 +136,23 @@ func orderTable(s *system) string    { return s.order }
 func dispatchTable(s *system) string { return s.dispatch }
 
 var drifts = []drift{
-	{name: "dispatch deleted", table: dispatchTable, change: "DELETE FROM platoon WHERE orderId = ?", class: app.MissingDispatch, becomes: "dispatched"},
-	{name: "order deleted", table: orderTable, change: "DELETE FROM order_info WHERE orderId = ?", class: app.OrphanDispatch, becomes: "dispatched"},
-	{name: "name at the order", table: orderTable, change: "UPDATE order_info SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
-	{name: "name at the dispatch", table: dispatchTable, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
-	{name: "time at the dispatch", table: dispatchTable, change: "UPDATE platoon SET placed_at = (SELECT at FROM (SELECT MIN(placed_at) AS at FROM platoon) first) WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
-	{name: "courier at the order", table: orderTable, change: "UPDATE order_info SET courier_id = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
-	{name: "courier at the dispatch", table: dispatchTable, change: "UPDATE platoon SET takeout_userId = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
-	{name: "courier unheard of", table: orderTable, change: "UPDATE order_info SET status = 'placed' WHERE orderId = ?", class: app.FieldMismatch, becomes: "dispatched"},
-	{name: "delivery unheard of", table: dispatchTable, change: "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "delivered"},
-	{name: "cancel unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
-	{name: "cancel and name unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at, name = 'x' WHERE orderId = ?", class: app.CancelledButActive, becomes: "cancelled"},
-	{name: "name at the end", table: dispatchTable, ended: true, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: app.FieldMismatch, becomes: "cancelled"},
-	{name: "cancel lost", table: dispatchTable, change: "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, becomes: "cancelled"},
-	{name: "amount at the order", table: orderTable, change: "UPDATE order_info SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
-	{name: "amount at the dispatch", table: dispatchTable, change: "UPDATE platoon SET order_money = 1 WHERE orderId = ?", class: app.AmountMismatch, person: true},
-	{name: "currency at the dispatch", table: dispatchTable, change: "UPDATE platoon SET currency = 'EUR' WHERE orderId = ?", class: app.AmountMismatch, person: true},
-	{name: "delivered and not assigned", table: orderTable, change: "UPDATE order_info SET status = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: app.FieldMismatch, person: true},
+	{name: "dispatch deleted", table: dispatchTable, change: "DELETE FROM platoon WHERE orderId = ?", class: reconcile.MissingDispatch, becomes: "dispatched"},
+	{name: "order deleted", table: orderTable, change: "DELETE FROM order_info WHERE orderId = ?", class: reconcile.OrphanDispatch, becomes: "dispatched"},
+	{name: "name at the order", table: orderTable, change: "UPDATE order_info SET name = 'x' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "dispatched"},
+	{name: "name at the dispatch", table: dispatchTable, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "dispatched"},
+	{name: "time at the dispatch", table: dispatchTable, change: "UPDATE platoon SET placed_at = (SELECT at FROM (SELECT MIN(placed_at) AS at FROM platoon) first) WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "dispatched"},
+	{name: "courier at the order", table: orderTable, change: "UPDATE order_info SET courier_id = 'x' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "dispatched"},
+	{name: "courier at the dispatch", table: dispatchTable, change: "UPDATE platoon SET takeout_userId = 'x' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "dispatched"},
+	{name: "courier unheard of", table: orderTable, change: "UPDATE order_info SET status = 'placed' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "dispatched"},
+	{name: "delivery unheard of", table: dispatchTable, change: "UPDATE platoon SET state = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "delivered"},
+	{name: "cancel unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", class: reconcile.CancelledButActive, becomes: "cancelled"},
+	{name: "cancel and name unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at, name = 'x' WHERE orderId = ?", class: reconcile.CancelledButActive, becomes: "cancelled"},
+	{name: "name at the end", table: dispatchTable, ended: true, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "cancelled"},
+	{name: "cancel lost", table: dispatchTable, change: "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "cancelled"},
+	{name: "amount at the order", table: orderTable, change: "UPDATE order_info SET order_money = 1 WHERE orderId = ?", class: reconcile.AmountMismatch, person: true},
+	{name: "amount at the dispatch", table: dispatchTable, change: "UPDATE platoon SET order_money = 1 WHERE orderId = ?", class: reconcile.AmountMismatch, person: true},
+	{name: "currency at the dispatch", table: dispatchTable, change: "UPDATE platoon SET currency = 'EUR' WHERE orderId = ?", class: reconcile.AmountMismatch, person: true},
+	{name: "delivered and not assigned", table: orderTable, change: "UPDATE order_info SET status = 'delivered', delivered_at = assigned_at WHERE orderId = ?", class: reconcile.FieldMismatch, person: true},
 }
 
 func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T) {
@@ -279,7 +280,7 @@ func TestWhatWasComparedCostsNothingUntilItIsChanged(t *testing.T) {
 		found := s.reconcile(t, `{}`)
 		require.EqualValues(t, 1, found.Compared.Buckets)
 		require.Len(t, found.Findings, 1)
-		require.Equal(t, app.FieldMismatch, found.Findings[0].Class)
+		require.Equal(t, reconcile.FieldMismatch, found.Findings[0].Class)
 		require.Zero(t, s.reconcile(t, `{}`).Compared.Buckets, "the finding is looked at again, and not its minute")
 
 		require.EqualValues(t, 1, s.reconcile(t, `{"full":true}`).Compared.Buckets)
@@ -410,7 +411,7 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 		for _, f := range s.reconcile(t, `{}`).Findings {
 			classes[f.OrderID] = f.Class
 		}
-		require.Equal(t, map[string]string{ids[0]: app.StuckOutbox, ids[1]: app.StuckRetry, ids[2]: app.FieldMismatch}, classes)
+		require.Equal(t, map[string]string{ids[0]: reconcile.StuckOutbox, ids[1]: reconcile.StuckRetry, ids[2]: reconcile.FieldMismatch}, classes)
 		alter(t, s.order, "DELETE FROM outbox")
 		alter(t, s.dispatch, "DELETE FROM retry")
 		s.awaitReconciled(t)
@@ -426,7 +427,7 @@ func TestOrderThatIsMissingIsMadeAgainAlthoughAMessageAboutItWaitsForAPerson(t *
 			"payload_size, state, first_failed_at, last_failed_at) VALUES ('order.mark-dispatched', 'x', 'x', ?, '', '', '', 1, '', 0, 'open', ?, ?)", id, now, now)
 		r := s.reconcile(t, `{"repair":true}`)
 		require.Len(t, r.Findings, 1)
-		require.Equal(t, app.OrphanDispatch, r.Findings[0].Class)
+		require.Equal(t, reconcile.OrphanDispatch, r.Findings[0].Class)
 		require.Equal(t, "dispatched", s.get(t, id).Status)
 	})
 }
@@ -456,7 +457,7 @@ func TestOrderThatATableHasTwiceIsAPersons(t *testing.T) {
 	alter(t, s.dispatch, "INSERT INTO platoon (orderId, takeout_userId, state, name, order_money, currency, placed_at, order_version, assigned_at) "+
 		"SELECT orderId, 'other', state, name, order_money, currency, placed_at, order_version, assigned_at FROM platoon WHERE orderId = ?", twiceDispatched)
 	r := s.reconcile(t, `{"repair":true}`)
-	require.Equal(t, map[string]int{app.Duplicate: 2}, r.Totals)
+	require.Equal(t, map[string]int{reconcile.Duplicate: 2}, r.Totals)
 	require.Equal(t, 2, r.Person)
 	require.Zero(t, r.Repaired)
 }
@@ -501,7 +502,7 @@ func TestServiceIsBehindWithOneQueueWhateverItDoesForOthers(t *testing.T) {
 			}
 			return classes
 		}
-		require.Equal(t, []string{app.MissingPayment}, found(), "one finds out whether the service is behind")
+		require.Equal(t, []string{reconcile.MissingPayment}, found(), "one finds out whether the service is behind")
 
 		for _, id := range ids {
 			s.pay(t, id, "succeeded", 28)
@@ -509,7 +510,7 @@ func TestServiceIsBehindWithOneQueueWhateverItDoesForOthers(t *testing.T) {
 		require.Empty(t, s.reconcile(t, `{"full":true}`).Totals)
 		// Now they wait to be assigned; a cancelled one was released unassigned.
 		alter(t, s.dispatch, "DELETE FROM platoon WHERE state = 'assigned'")
-		require.Equal(t, []string{app.MissingDispatch}, found())
+		require.Equal(t, []string{reconcile.MissingDispatch}, found())
 		s.awaitReconciled(t)
 
 		// Now the order service has not heard of the couriers, only that one of a later order has brought it.
@@ -522,7 +523,7 @@ func TestServiceIsBehindWithOneQueueWhateverItDoesForOthers(t *testing.T) {
 		for _, table := range [][2]string{{s.payment, "payment"}, {s.points, "points_entry"}} {
 			alter(t, table[0], "UPDATE "+table[1]+" SET placed_at = ? WHERE orderId = ?", s.get(t, brought).PlacedAt, brought)
 		}
-		require.Equal(t, []string{app.FieldMismatch}, found())
+		require.Equal(t, []string{reconcile.FieldMismatch}, found())
 	})
 }
 
@@ -568,7 +569,7 @@ func TestOneProcessReconcilesAtATime(t *testing.T) {
 		}
 		eventually(t, "it leads", leader)
 		if st.name == "embedded" { // a second process cannot serve the same files, but compare them
-			r, err := service.Reconcile(t.Context(), first.cfg, app.ReconcileRequest{}, 0, logger(t))
+			r, err := service.Reconcile(t.Context(), first.cfg, reconcile.Request{}, 0, logger(t))
 			require.NoError(t, err)
 			require.False(t, r.Leader)
 			return
@@ -599,7 +600,7 @@ func TestRepairsKeepToTheirBudgetAndCanBeSwitchedOff(t *testing.T) {
 	s.later(t)
 	alter(t, s.order, "UPDATE order_info SET name = 'y' WHERE name = 'x'")
 	eventually(t, "the background run finds them", func() error {
-		if r := s.lastReport(t).Report; r == nil || r.Totals[app.FieldMismatch] != 5 {
+		if r := s.lastReport(t).Report; r == nil || r.Totals[reconcile.FieldMismatch] != 5 {
 			return fmt.Errorf("its report is %+v", r)
 		}
 		return nil
@@ -648,9 +649,9 @@ func TestExitCodeOfReconcileSaysWhetherTheServicesAgree(t *testing.T) {
 		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
 		differ := run(t, env, "reconcile", "-o", "json")
 		require.Equal(t, 1, differ.code, "%s", differ)
-		var r app.Report
+		var r reconcile.Report
 		require.NoError(t, json.Unmarshal([]byte(differ.stdout), &r))
-		require.Equal(t, map[string]int{app.MissingDispatch: 1}, r.Totals)
+		require.Equal(t, map[string]int{reconcile.MissingDispatch: 1}, r.Totals)
 		repaired := run(t, env, "reconcile", "--repair", "-o", "table")
 		require.Equal(t, 0, repaired.code, "%s", repaired)
 		require.Contains(t, repaired.stdout, id)
@@ -736,9 +737,9 @@ func TestRunsThatFindTheSameAtOnceBothKeepIt(t *testing.T) {
 		runs.Go(func() {
 			findings := sqlstore.NewFindings(store.DB())
 			for round := range rounds {
-				var found []*app.Finding
+				var found []*reconcile.Finding
 				for i := range each {
-					found = append(found, &app.Finding{Class: app.MissingDispatch, OrderID: fmt.Sprint("o-", round, "-", i), State: app.StateOpen, FirstSeen: time.Now().UTC(), LastSeen: time.Now().UTC()})
+					found = append(found, &reconcile.Finding{Class: reconcile.MissingDispatch, OrderID: fmt.Sprint("o-", round, "-", i), State: reconcile.StateOpen, FirstSeen: time.Now().UTC(), LastSeen: time.Now().UTC()})
 				}
 				if err := findings.Put(t.Context(), found); err != nil {
 					failed <- err
@@ -767,10 +768,10 @@ func (b slowBook) Clock(ctx context.Context) (time.Time, error) {
 func TestOrderOfADatabaseWhoseClockIsBehindIsCompared(t *testing.T) {
 	t.Parallel()
 	orders, dispatches := openStore(t, testenv.MySQL(t), sqlstore.OpenOrders), openStore(t, testenv.MySQL(t), sqlstore.OpenDispatches)
-	reconciliation := app.NewReconciliation(
-		map[string]app.Book{"order": slowBook{sqlstore.NewBook(orders.DB())}, "dispatch": sqlstore.NewBook(dispatches.DB())},
-		sqlstore.NewFindings(orders.DB()), app.UseCases{}, app.ReconcilePolicy{Grace: 2 * time.Second}, "the test")
-	_, err := reconciliation.Run(t.Context(), app.ReconcileRequest{})
+	reconciliation := reconcile.New(
+		map[string]reconcile.Book{"order": slowBook{sqlstore.NewBook(orders.DB())}, "dispatch": sqlstore.NewBook(dispatches.DB())},
+		sqlstore.NewFindings(orders.DB()), app.UseCases{}, reconcile.Policy{Grace: 2 * time.Second}, "the test")
+	_, err := reconciliation.Run(t.Context(), reconcile.Request{})
 	require.NoError(t, err)
 
 	conn, err := orders.DB().Writer().Conn(t.Context())
@@ -784,9 +785,9 @@ func TestOrderOfADatabaseWhoseClockIsBehindIsCompared(t *testing.T) {
 	_, err = conn.ExecContext(t.Context(), "SET timestamp = DEFAULT")
 	require.NoError(t, err)
 
-	report, err := reconciliation.Run(t.Context(), app.ReconcileRequest{})
+	report, err := reconciliation.Run(t.Context(), reconcile.Request{})
 	require.NoError(t, err)
-	require.Equal(t, map[string]int{app.MissingDispatch: 1}, report.Totals)
+	require.Equal(t, map[string]int{reconcile.MissingDispatch: 1}, report.Totals)
 }
 
 // withoutCashier starts a system in which nobody charges and nobody awards points: the test writes those tables.
@@ -853,10 +854,10 @@ func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
 		s.pay(t, later, "succeeded", 28)
 
 		want := map[string]string{
-			orders["unpaid"]: app.MissingPayment, orders["charging"]: app.MissingPayment, orders["cancelled"]: app.PaymentMismatch,
-			orders["refused"]: app.PaymentMismatch, orders["amount"]: app.PaymentMismatch, orders["nobody's"]: app.OrphanPayment,
-			orders["no points"]: app.MissingPoints, orders["other points"]: app.PointsMismatch, orders["points left"]: app.PointsMismatch,
-			orders["unrecorded"]: app.UnrecordedPoints, orders["made up"]: app.UnrecordedPoints,
+			orders["unpaid"]: reconcile.MissingPayment, orders["charging"]: reconcile.MissingPayment, orders["cancelled"]: reconcile.PaymentMismatch,
+			orders["refused"]: reconcile.PaymentMismatch, orders["amount"]: reconcile.PaymentMismatch, orders["nobody's"]: reconcile.OrphanPayment,
+			orders["no points"]: reconcile.MissingPoints, orders["other points"]: reconcile.PointsMismatch, orders["points left"]: reconcile.PointsMismatch,
+			orders["unrecorded"]: reconcile.UnrecordedPoints, orders["made up"]: reconcile.UnrecordedPoints,
 		}
 		if st.name != "embedded" { // SQLite cannot drop the key of a table
 			for _, name := range []string{"paid twice", "earned twice"} {
@@ -868,7 +869,7 @@ func TestEveryKindOfDriftOfPaymentAndPointsIsFound(t *testing.T) {
 			s.pay(t, orders["paid twice"], "succeeded")
 			alter(t, s.points, "INSERT INTO points_entry (orderId, kind, points, placed_at, at) SELECT orderId, kind, points, placed_at, at FROM points_entry WHERE orderId = ?",
 				orders["earned twice"])
-			want[orders["paid twice"]], want[orders["earned twice"]] = app.DoublePayment, app.DoublePoints
+			want[orders["paid twice"]], want[orders["earned twice"]] = reconcile.DoublePayment, reconcile.DoublePoints
 		}
 		got := map[string]string{}
 		r := s.reconcile(t, `{"full":true}`)
@@ -910,7 +911,7 @@ func TestPointsThatAnOrderNeverHeardOfAreRecorded(t *testing.T) {
 		found := s.reconcile(t, `{"repair":true}`)
 		require.Len(t, found.Findings, 2, "%+v", found.Findings)
 		for _, f := range found.Findings {
-			require.Equal(t, app.UnrecordedPoints, f.Class)
+			require.Equal(t, reconcile.UnrecordedPoints, f.Class)
 		}
 		recorded(lost, 28)
 		recorded(wrong, 28)

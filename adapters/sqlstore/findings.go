@@ -8,22 +8,22 @@ import (
 	"time"
 
 	"takeout/adapters/sqldb"
-	"takeout/app"
+	"takeout/app/reconcile"
 )
 
-// Findings implements app.Findings on the order service's database.
+// Findings implements reconcile.Findings on the order service's database.
 type Findings struct{ db *sqldb.DB }
 
 // NewFindings returns the findings that are kept in the order service's database.
 func NewFindings(orders *sqldb.DB) *Findings { return &Findings{orders} }
 
-// Unresolved implements app.Findings.
-func (s *Findings) Unresolved(ctx context.Context, limit int) ([]app.Finding, error) {
+// Unresolved implements reconcile.Findings.
+func (s *Findings) Unresolved(ctx context.Context, limit int) ([]reconcile.Finding, error) {
 	return readAll(ctx, s.db, scanFinding, "SELECT class, orderId, minute, state, evidence, repair, repairs, first_seen, last_seen, repaired_at "+
 		"FROM finding WHERE state IN ('open', 'repairing', 'person') ORDER BY id LIMIT ?", limit)
 }
 
-func scanFinding(row scanner) (f app.Finding, err error) {
+func scanFinding(row scanner) (f reconcile.Finding, err error) {
 	var evidence []byte
 	var repaired sql.NullTime
 	err = row.Scan(&f.Class, &f.OrderID, &f.Minute, &f.State, &evidence, &f.Repair, &f.Repairs, &f.FirstSeen, &f.LastSeen, &repaired)
@@ -44,8 +44,8 @@ func scanFinding(row scanner) (f app.Finding, err error) {
 // findingsInTx is how many findings are stored in one transaction, which on SQLite keeps all other writers waiting.
 const findingsInTx = 200
 
-// Put implements app.Findings.
-func (s *Findings) Put(ctx context.Context, findings []*app.Finding) error {
+// Put implements reconcile.Findings.
+func (s *Findings) Put(ctx context.Context, findings []*reconcile.Finding) error {
 	for len(findings) > 0 {
 		some := findings[:min(len(findings), findingsInTx)]
 		err := s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
@@ -68,7 +68,7 @@ func (s *Findings) Put(ctx context.Context, findings []*app.Finding) error {
 	return nil
 }
 
-func (s *Findings) put(ctx context.Context, tx *sql.Tx, f *app.Finding) error {
+func (s *Findings) put(ctx context.Context, tx *sql.Tx, f *reconcile.Finding) error {
 	evidence, err := json.Marshal(f.Evidence)
 	if err != nil {
 		return err
@@ -87,9 +87,9 @@ func (s *Findings) put(ctx context.Context, tx *sql.Tx, f *app.Finding) error {
 	return err
 }
 
-// Counts implements app.Findings.
-func (s *Findings) Counts(ctx context.Context) ([]app.FindingCount, error) {
-	return readAll(ctx, s.db, func(row scanner) (n app.FindingCount, err error) {
+// Counts implements reconcile.Findings.
+func (s *Findings) Counts(ctx context.Context) ([]reconcile.FindingCount, error) {
+	return readAll(ctx, s.db, func(row scanner) (n reconcile.FindingCount, err error) {
 		err = row.Scan(&n.Class, &n.State, &n.Findings)
 		return n, err
 	}, "SELECT class, state, COUNT(*) FROM finding WHERE state IN ('open', 'repairing', 'person') GROUP BY class, state")
@@ -98,8 +98,8 @@ func (s *Findings) Counts(ctx context.Context) ([]app.FindingCount, error) {
 // reportsKept is how many reports are kept.
 const reportsKept = 100
 
-// SaveReport implements app.Findings.
-func (s *Findings) SaveReport(ctx context.Context, r app.Report) error {
+// SaveReport implements reconcile.Findings.
+func (s *Findings) SaveReport(ctx context.Context, r reconcile.Report) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -118,9 +118,9 @@ func (s *Findings) SaveReport(ctx context.Context, r app.Report) error {
 	})
 }
 
-// LastReport implements app.Findings.
-func (s *Findings) LastReport(ctx context.Context) (app.Report, bool, error) {
-	var r app.Report
+// LastReport implements reconcile.Findings.
+func (s *Findings) LastReport(ctx context.Context) (reconcile.Report, bool, error) {
+	var r reconcile.Report
 	var body []byte
 	err := s.db.Reader().QueryRowContext(ctx, "SELECT report FROM reconcile_report ORDER BY id DESC LIMIT 1").Scan(&body)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -132,7 +132,7 @@ func (s *Findings) LastReport(ctx context.Context) (app.Report, bool, error) {
 	return r, true, json.Unmarshal(body, &r)
 }
 
-// Lease implements app.Findings. The server's clock decides: those of two processes may differ.
+// Lease implements reconcile.Findings. The server's clock decides: those of two processes may differ.
 func (s *Findings) Lease(ctx context.Context, owner string, lasts time.Duration) (bool, error) {
 	micros := max(lasts, time.Minute).Microseconds()
 	result, err := s.db.Writer().ExecContext(ctx, "UPDATE reconcile_lease SET owner = ?, expires = "+s.db.Now+" + ? "+
@@ -150,7 +150,7 @@ func (s *Findings) Lease(ctx context.Context, owner string, lasts time.Duration)
 	return err == nil, s.db.Error(err)
 }
 
-// Release implements app.Findings.
+// Release implements reconcile.Findings.
 func (s *Findings) Release(ctx context.Context, owner string) error {
 	_, err := s.db.Writer().ExecContext(ctx, "UPDATE reconcile_lease SET expires = 0 WHERE id = 1 AND owner = ?", owner)
 	return s.db.Error(err)

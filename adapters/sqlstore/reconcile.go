@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"takeout/adapters/sqldb"
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/domain/event"
 )
 
-// Book is one service's database as reconciliation sees it. It implements app.Book.
+// Book is one service's database as reconciliation sees it. It implements reconcile.Book.
 type Book struct {
 	db    *sqldb.DB
 	table table
@@ -23,9 +23,9 @@ type Book struct {
 // table is what reconciliation knows of the table that a service keeps its orders in.
 type table struct {
 	name    string
-	record  string   // SELECT list of app.Record, after orderId
+	record  string   // SELECT list of reconcile.Record, after orderId
 	changed []string // columns of the times at which something happened to the order
-	lines   map[app.Pair]func(d sqldb.Dialect) line
+	lines   map[reconcile.Pair]func(d sqldb.Dialect) line
 	watched []string // columns whose change is noted
 	// newest are SELECTs by the keys of events: one of those has when the newest order was placed about which the service
 	// has handled such an event, or one of those that more orders have, and have first: the queue of what comes later to
@@ -53,16 +53,16 @@ var tablesOf = map[string]table{
 			event.PaymentRefused{}.Key():     dispatched,
 			event.PointsAwarded{}.Key():      {newestAmong("order_info", "placed_at", "points", "points > 0")},
 		},
-		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.OrderDispatch: func(d sqldb.Dialect) line {
+		lines: map[reconcile.Pair]func(sqldb.Dialect) line{
+			reconcile.OrderDispatch: func(d sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
 					"CASE status WHEN 'placed' THEN 'waiting' WHEN 'dispatched' THEN 'assigned' WHEN 'cancelled' THEN 'ended' ELSE status END",
 					"CASE WHEN status IN ('dispatched', 'delivered') THEN COALESCE(courier_id, '') ELSE '' END", "name", d.Micros("placed_at")}}
 			},
-			app.OrderPayment: func(sqldb.Dialect) line {
+			reconcile.OrderPayment: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency", "CASE status WHEN 'cancelled' THEN 'unpaid' ELSE 'paid' END"}}
 			},
-			app.PointsOrder: func(sqldb.Dialect) line {
+			reconcile.PointsOrder: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "points"}, where: " AND points <> 0"}
 			},
 		},
@@ -76,8 +76,8 @@ var tablesOf = map[string]table{
 			event.OrderPlaced{}.Key():    assigned,
 			event.OrderCancelled{}.Key(): append([]string{newestIn("platoon", "state = 'released'", "placed_at")}, assigned...),
 		},
-		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.OrderDispatch: func(d sqldb.Dialect) line {
+		lines: map[reconcile.Pair]func(sqldb.Dialect) line{
+			reconcile.OrderDispatch: func(d sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
 					"CASE WHEN state IN ('released', 'impossible') THEN 'ended' ELSE state END",
 					"CASE WHEN state IN ('assigned', 'delivered') THEN COALESCE(takeout_userId, '') ELSE '' END", "name", d.Micros("placed_at")}}
@@ -93,12 +93,12 @@ var tablesOf = map[string]table{
 			event.OrderPlaced{}.Key():    {newestAmong("payment", "placed_at", "state", "state IN ('succeeded', 'refused')")},
 			event.OrderCancelled{}.Key(): {newestAmong("payment", "placed_at", "state", "state <> 'charging'")},
 		},
-		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.OrderPayment: func(sqldb.Dialect) line {
+		lines: map[reconcile.Pair]func(sqldb.Dialect) line{
+			reconcile.OrderPayment: func(sqldb.Dialect) line {
 				return line{parts: []string{"orderId", "order_money", "currency",
 					"CASE WHEN state = 'succeeded' THEN 'paid' WHEN state = 'charging' THEN state ELSE 'unpaid' END"}}
 			},
-			app.PaymentPoints: func(d sqldb.Dialect) line {
+			reconcile.PaymentPoints: func(d sqldb.Dialect) line {
 				return line{parts: []string{"orderId", d.Divide("order_money", "100")}, where: " AND state = 'succeeded' AND order_money >= 100"}
 			},
 		},
@@ -113,9 +113,9 @@ var tablesOf = map[string]table{
 			event.PaymentSucceeded{}.Key(): {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'award' AND points > 0")},
 			event.PaymentRefunded{}.Key():  {newestAmong("points_entry", "placed_at", "kind, points", "kind = 'revoke' OR points > 0")},
 		},
-		lines: map[app.Pair]func(sqldb.Dialect) line{
-			app.PaymentPoints: earned,
-			app.PointsOrder:   earned,
+		lines: map[reconcile.Pair]func(sqldb.Dialect) line{
+			reconcile.PaymentPoints: earned,
+			reconcile.PointsOrder:   earned,
 		},
 	},
 }
@@ -141,7 +141,7 @@ func earned(sqldb.Dialect) line {
 func NewBook(db *sqldb.DB) *Book { return &Book{db, tablesOf[db.Name()]} }
 
 // linesOf is a SELECT of the pair's lines between two times, which are its arguments.
-func (b *Book) linesOf(pair app.Pair) string {
+func (b *Book) linesOf(pair reconcile.Pair) string {
 	l := b.table.lines[pair](b.db.Dialect)
 	minute, digest, group := b.db.Minute("placed_at"), b.db.Digest(l.parts...), ""
 	if l.group {
@@ -151,13 +151,13 @@ func (b *Book) linesOf(pair app.Pair) string {
 		" WHERE placed_at >= ? AND placed_at < ?" + l.where + group
 }
 
-// Digests implements app.Book.
-func (b *Book) Digests(ctx context.Context, pair app.Pair, from, to time.Time) (map[int64]app.Digest, error) {
-	digests := map[int64]app.Digest{}
+// Digests implements reconcile.Book.
+func (b *Book) Digests(ctx context.Context, pair reconcile.Pair, from, to time.Time) (map[int64]reconcile.Digest, error) {
+	digests := map[int64]reconcile.Digest{}
 	err := each(ctx, b.db.Reader(), "SELECT minute, COUNT(*), SUM(digest) FROM ("+b.linesOf(pair)+") lines_of_pair GROUP BY minute", []any{from, to},
 		func(row scanner) error {
 			var minute int64
-			var d app.Digest
+			var d reconcile.Digest
 			err := row.Scan(&minute, &d.Rows, &d.Sum)
 			digests[minute] = d
 			return err
@@ -165,17 +165,17 @@ func (b *Book) Digests(ctx context.Context, pair app.Pair, from, to time.Time) (
 	return digests, b.db.Error(err)
 }
 
-// Lines implements app.Book.
-func (b *Book) Lines(ctx context.Context, pair app.Pair, from, to time.Time) iter.Seq2[app.Line, error] {
-	return func(yield func(app.Line, error) bool) {
+// Lines implements reconcile.Book.
+func (b *Book) Lines(ctx context.Context, pair reconcile.Pair, from, to time.Time) iter.Seq2[reconcile.Line, error] {
+	return func(yield func(reconcile.Line, error) bool) {
 		rows, err := b.db.Reader().QueryContext(ctx, b.linesOf(pair)+" ORDER BY orderId, digest", from, to)
 		if err != nil {
-			yield(app.Line{}, b.db.Error(err))
+			yield(reconcile.Line{}, b.db.Error(err))
 			return
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var l app.Line
+			var l reconcile.Line
 			if err := rows.Scan(&l.OrderID, &l.Minute, &l.Digest); err != nil {
 				yield(l, err)
 				return
@@ -185,12 +185,12 @@ func (b *Book) Lines(ctx context.Context, pair app.Pair, from, to time.Time) ite
 			}
 		}
 		if err := rows.Err(); err != nil {
-			yield(app.Line{}, b.db.Error(err))
+			yield(reconcile.Line{}, b.db.Error(err))
 		}
 	}
 }
 
-// Cut implements app.Book.
+// Cut implements reconcile.Book.
 func (b *Book) Cut(ctx context.Context, from, to time.Time, rows int) (time.Time, error) {
 	var cut time.Time
 	err := b.db.Reader().QueryRowContext(ctx, "SELECT placed_at FROM "+b.table.name+
@@ -207,13 +207,13 @@ func (b *Book) Cut(ctx context.Context, from, to time.Time, rows int) (time.Time
 	return cut, nil
 }
 
-// Records implements app.Book.
-func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app.Record, error) {
-	records := map[string][]app.Record{}
+// Records implements reconcile.Book.
+func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]reconcile.Record, error) {
+	records := map[string][]reconcile.Record{}
 	err := each(ctx, b.db.Reader(), "SELECT orderId, "+b.table.record+", "+strings.Join(b.table.changed, ", ")+
 		" FROM "+b.table.name+" WHERE "+among("orderId", len(orderIDs))+" ORDER BY id", values(orderIDs), func(row scanner) error {
 		var id string
-		var r app.Record
+		var r reconcile.Record
 		times := make([]sql.NullTime, len(b.table.changed))
 		into := []any{&id, &r.State, &r.Name, &r.Amount, &r.Currency, &r.CourierID, &r.Points, &r.Version, &r.PlacedAt}
 		for i := range times {
@@ -235,11 +235,11 @@ func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]app
 	return records, b.db.Error(err)
 }
 
-// Flights implements app.Book.
-func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]app.Flight, error) {
+// Flights implements reconcile.Book.
+func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]reconcile.Flight, error) {
 	about, ids := among("order_id", len(orderIDs)), values(orderIDs)
 	all := slices.Concat(ids, ids, ids)
-	flights := map[string]app.Flight{}
+	flights := map[string]reconcile.Flight{}
 	err := each(ctx, b.db.Reader(), "SELECT order_id, 0 FROM outbox WHERE "+about+
 		" UNION ALL SELECT order_id, 0 FROM retry WHERE "+about+
 		" UNION ALL SELECT order_id, 1 FROM failure WHERE "+about+" AND state IN ('open', 'retrying')", all, func(row scanner) error {
@@ -247,16 +247,16 @@ func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]app.F
 		var failure bool
 		err := row.Scan(&id, &failure)
 		f := flights[id]
-		flights[id] = app.Flight{Events: f.Events || !failure, Failures: f.Failures || failure}
+		flights[id] = reconcile.Flight{Events: f.Events || !failure, Failures: f.Failures || failure}
 		return err
 	})
 	return flights, b.db.Error(err)
 }
 
-// Stuck implements app.Book.
-func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.Stuck, error) {
+// Stuck implements reconcile.Book.
+func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]reconcile.Stuck, error) {
 	// The oldest event is the one with the lowest id, or nearly.
-	events, err := readAll(ctx, b.db, func(row scanner) (s app.Stuck, err error) {
+	events, err := readAll(ctx, b.db, func(row scanner) (s reconcile.Stuck, err error) {
 		err = row.Scan(&s.OrderID, &s.Since)
 		s.Since = s.Since.UTC()
 		return s, err
@@ -265,8 +265,8 @@ func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.St
 	if err != nil {
 		return nil, err
 	}
-	retries, err := readAll(ctx, b.db, func(row scanner) (app.Stuck, error) {
-		s := app.Stuck{Retry: true}
+	retries, err := readAll(ctx, b.db, func(row scanner) (reconcile.Stuck, error) {
+		s := reconcile.Stuck{Retry: true}
 		var micros int64
 		err := row.Scan(&s.OrderID, &micros)
 		s.Since = time.UnixMicro(micros).UTC()
@@ -276,7 +276,7 @@ func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]app.St
 	return append(events, retries...), err
 }
 
-// Newest implements app.Book.
+// Newest implements reconcile.Book.
 func (b *Book) Newest(ctx context.Context, key string) (time.Time, error) {
 	var newest time.Time
 	for _, query := range b.table.newest[key] {
@@ -303,12 +303,12 @@ func newestAmong(rows, by, columns, condition string) string {
 		" ORDER BY " + by + " DESC LIMIT 10000) newest WHERE " + condition + " ORDER BY newest_by DESC LIMIT 1"
 }
 
-// Created implements app.Book.
+// Created implements reconcile.Book.
 func (b *Book) Created(ctx context.Context) (time.Time, error) {
 	return b.time(ctx, "SELECT created_at FROM owner")
 }
 
-// Clock implements app.Book.
+// Clock implements reconcile.Book.
 func (b *Book) Clock(ctx context.Context) (time.Time, error) { return b.db.Clock(ctx) }
 
 func (b *Book) time(ctx context.Context, query string) (time.Time, error) {
@@ -320,17 +320,17 @@ func (b *Book) time(ctx context.Context, query string) (time.Time, error) {
 	return at.UTC(), b.db.Error(err)
 }
 
-// Dirty implements app.Book.
-func (b *Book) Dirty(ctx context.Context, limit int) ([]app.Dirty, error) {
-	return readAll(ctx, b.db, func(row scanner) (n app.Dirty, err error) {
+// Dirty implements reconcile.Book.
+func (b *Book) Dirty(ctx context.Context, limit int) ([]reconcile.Dirty, error) {
+	return readAll(ctx, b.db, func(row scanner) (n reconcile.Dirty, err error) {
 		err = row.Scan(&n.ID, &n.Minute)
 		return n, err
 	}, "SELECT id, minute FROM reconcile_dirty ORDER BY id LIMIT ?", limit)
 }
 
-// Clean implements app.Book. It deletes those notes and no range of them: one with a lower number may be committed
+// Clean implements reconcile.Book. It deletes those notes and no range of them: one with a lower number may be committed
 // later.
-func (b *Book) Clean(ctx context.Context, notes []app.Dirty) error {
+func (b *Book) Clean(ctx context.Context, notes []reconcile.Dirty) error {
 	for some := range slices.Chunk(notes, mostIDs) {
 		ids := make([]any, len(some))
 		for i, n := range some {
@@ -343,7 +343,7 @@ func (b *Book) Clean(ctx context.Context, notes []app.Dirty) error {
 	return nil
 }
 
-// Soil implements app.Book.
+// Soil implements reconcile.Book.
 func (b *Book) Soil(ctx context.Context, minutes []int64) error {
 	at, rows := now(), make([][]any, len(minutes))
 	for i, minute := range minutes {
@@ -352,9 +352,9 @@ func (b *Book) Soil(ctx context.Context, minutes []int64) error {
 	return b.db.Error(insertRows(ctx, b.db.Writer(), "reconcile_dirty", "minute, at", rows))
 }
 
-// Mark implements app.Book.
-func (b *Book) Mark(ctx context.Context, pair app.Pair) (app.Mark, error) {
-	var m app.Mark
+// Mark implements reconcile.Book.
+func (b *Book) Mark(ctx context.Context, pair reconcile.Pair) (reconcile.Mark, error) {
+	var m reconcile.Mark
 	err := b.db.Reader().QueryRowContext(ctx, "SELECT minute, pass FROM reconcile_mark WHERE pair = ?", string(pair)).Scan(&m.Minute, &m.Pass)
 	if errors.Is(err, sql.ErrNoRows) {
 		return m, nil
@@ -362,8 +362,8 @@ func (b *Book) Mark(ctx context.Context, pair app.Pair) (app.Mark, error) {
 	return m, b.db.Error(err)
 }
 
-// SetMark implements app.Book.
-func (b *Book) SetMark(ctx context.Context, pair app.Pair, m app.Mark) error {
+// SetMark implements reconcile.Book.
+func (b *Book) SetMark(ctx context.Context, pair reconcile.Pair, m reconcile.Mark) error {
 	return b.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, "UPDATE reconcile_mark SET minute = ?, pass = ? WHERE pair = ?", m.Minute, m.Pass, string(pair))
 		if err != nil {

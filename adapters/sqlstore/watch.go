@@ -75,7 +75,7 @@ func triggers(ctx context.Context, db *sqldb.DB, q querier) ([]string, error) {
 	return collect(ctx, q, scanOne[string], query, table, table+"_noted_%")
 }
 
-// Watched implements app.Book.
+// Watched implements reconcile.Book.
 func (b *Book) Watched(ctx context.Context) (bool, error) {
 	have, err := triggers(ctx, b.db, b.db.Reader())
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"takeout/app"
+	"takeout/app/reconcile"
 )
 
 const (
@@ -20,8 +20,8 @@ const (
 
 // ReconciliationBody is the state of the reconciliation.
 type ReconciliationBody struct {
-	Report *app.Report   `json:"report,omitempty" doc:"Of the last run; absent before the first."`
-	Open   []app.Finding `json:"open" doc:"What is not resolved, the oldest first, 1000 at most."`
+	Report *reconcile.Report   `json:"report,omitempty" doc:"Of the last run; absent before the first."`
+	Open   []reconcile.Finding `json:"open" doc:"What is not resolved, the oldest first, 1000 at most."`
 }
 
 type reconciliationView struct{ Body ReconciliationBody }
@@ -30,7 +30,7 @@ type reportView struct {
 	Status   int
 	Location string `header:"Location"`
 	Body     struct {
-		*app.Report
+		*reconcile.Report
 		Running bool `json:"running" doc:"The run goes on; GET shows its report when it has ended."`
 	}
 }
@@ -75,7 +75,7 @@ func (s *server) reconcile(ctx context.Context, in *rawBody) (*reportView, error
 	if err := decode(in.RawBody, &body); err != nil {
 		return nil, err
 	}
-	q := app.ReconcileRequest{Repair: body.Repair, Full: body.Full}
+	q := reconcile.Request{Repair: body.Repair, Full: body.Full}
 	if body.From != nil {
 		q.From = *body.From
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 
 	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/domain"
 )
 
@@ -46,8 +47,8 @@ type Config struct {
 	Failures     *app.FailureDesk
 	Timeline     *app.Timeline
 
-	Reconciliation *app.Reconciliation
-	Reconcile      func(ctx context.Context, q app.ReconcileRequest) (app.Report, error) // goes on when ctx ends
+	Reconciliation *reconcile.Reconciliation
+	Reconcile      func(ctx context.Context, q reconcile.Request) (reconcile.Report, error) // goes on when ctx ends
 
 	Health  func(ctx context.Context) Health
 	Metrics http.Handler

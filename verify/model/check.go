@@ -3,7 +3,7 @@ package model
 import (
 	"fmt"
 
-	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/domain/dispatch"
 	"takeout/domain/order"
 )
@@ -19,7 +19,7 @@ func (x *explorer) quiescent(s *state) bool {
 		if s.clients[o].open || x.dispatch(s, o).State == dispatch.Waiting {
 			return false
 		}
-		if _, repair := app.JudgeDispatch(x.records(s, o)); repair != nil && !x.NoReconciler {
+		if _, repair := reconcile.JudgeDispatch(x.records(s, o)); repair != nil && !x.NoReconciler {
 			return false
 		}
 	}
@@ -83,7 +83,7 @@ func (x *explorer) atRest(s *state, o int) string {
 	// Nor can a cancellation that it lost undo what the courier was faster with.
 	cancelLost = cancelLost || failedOver && d.State == dispatch.Delivered
 	cancelled := row.Status == order.Cancelled
-	class, _ := app.JudgeDispatch(x.records(s, o))
+	class, _ := reconcile.JudgeDispatch(x.records(s, o))
 	switch {
 	case row == none && d != nobody:
 		return "I2: there is a dispatch and no order"

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"takeout/app"
+	"takeout/app/reconcile"
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
@@ -330,7 +331,7 @@ func (x *explorer) reconciler(from *state, o int) {
 	if x.NoReconciler || from.clients[o].open {
 		return
 	}
-	class, repair := app.JudgeDispatch(x.records(from, o))
+	class, repair := reconcile.JudgeDispatch(x.records(from, o))
 	if repair == nil {
 		return
 	}
@@ -341,7 +342,7 @@ func (x *explorer) reconciler(from *state, o int) {
 			continue
 		}
 		// What a person has to decide about does not keep a missing order from being made again.
-		if m.inDatabase() || m.has(kept) && class != app.OrphanDispatch {
+		if m.inDatabase() || m.has(kept) && class != reconcile.OrphanDispatch {
 			return
 		}
 		hasty = hasty || m.relays != [2]hold{} || m.queues != [2]uint8{}
@@ -352,17 +353,17 @@ func (x *explorer) reconciler(from *state, o int) {
 }
 
 // records are the rows of an order as reconciliation reads them.
-func (x *explorer) records(s *state, o int) (orders, dispatches []app.Record) {
+func (x *explorer) records(s *state, o int) (orders, dispatches []reconcile.Record) {
 	if n := s.rows[o]; n != 0 {
 		row := x.rows.value(n)
-		orders = []app.Record{{
+		orders = []reconcile.Record{{
 			State: row.Status.String(), Name: row.Name, Amount: row.Money.Amount(), Currency: row.Money.Currency(),
 			CourierID: row.CourierID, Version: row.Version, PlacedAt: row.PlacedAt,
 		}}
 	}
 	if n := s.dispatches[o]; n != 0 {
 		d := x.dispatches.value(n)
-		dispatches = []app.Record{{
+		dispatches = []reconcile.Record{{
 			State: d.State.String(), Name: d.Job.Name, Amount: d.Job.Money.Amount(), Currency: d.Job.Money.Currency(),
 			CourierID: d.CourierID.String(), Version: d.Job.Version, PlacedAt: d.Job.PlacedAt,
 		}}

@@ -233,11 +233,11 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 		What: "The reconciler repairs what differs at first sight: it does not wait whether an order is under way, and does not look " +
 			"again, so that orders are announced again for no reason.",
 		Changes: []Change{{
-			File: "app/reconcile_pass.go",
+			File: "app/reconcile/pass.go",
 			Old:  `startOf(0), p.now.Add(-p.policy.Grace), startOf(0)`,
 			New:  `startOf(0), p.now, startOf(0)`,
 		}, {
-			File: "app/reconcile_findings.go",
+			File: "app/reconcile/findings.go",
 			Old:  `differ = append(differ, s.orderID)`,
 			New:  `p.found(c, s)`,
 		}},

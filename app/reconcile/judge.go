@@ -1,9 +1,10 @@
-package app
+package reconcile
 
 import (
 	"context"
 	"time"
 
+	"takeout/app"
 	"takeout/domain"
 	"takeout/domain/dispatch"
 	"takeout/domain/event"
@@ -139,17 +140,17 @@ func restorePaid(ctx context.Context, r repairs, id order.ID, why string) error 
 
 // repairs are the ordinary use cases, through which everything is repaired.
 type repairs struct {
-	UseCases
+	app.UseCases
 	paymentsSince time.Time // when the payment service began: no repair has an older order charged
 }
 
 func (r repairs) announce(ctx context.Context, id order.ID, corrected bool, why string) error {
-	return r.Orders.Announce(ctx, id, Reannouncement{Corrected: corrected, PaymentsSince: r.paymentsSince}, why)
+	return r.Orders.Announce(ctx, id, app.Reannouncement{Corrected: corrected, PaymentsSince: r.paymentsSince}, why)
 }
 
 // restore heeds that the compensation has stopped: what must not be made again from announcements must not from tables.
 func (r repairs) restore(ctx context.Context, want *order.Order, why string) error {
-	if err := r.Compensation.breaker.check(); err != nil {
+	if err := r.Compensation.Stopped(); err != nil {
 		return err
 	}
 	_, err := r.Compensation.Restore(ctx, want, why)
@@ -355,12 +356,12 @@ func judgeUnpaidPoints(orders []Record) verdict {
 // JudgeDispatch returns what reconciliation finds if these are all the rows that the order and the dispatch service have
 // of an order and nothing about it is under way: the class, empty if they agree, and the repair, nil if none is due or a
 // person must decide.
-func JudgeDispatch(orders, dispatches []Record) (class string, repair func(ctx context.Context, u UseCases, id order.ID) error) {
+func JudgeDispatch(orders, dispatches []Record) (class string, repair func(ctx context.Context, u app.UseCases, id order.ID) error) {
 	v := judgeDispatch(orders, dispatches)
 	if v.remedy == nil {
 		return v.class, nil
 	}
-	return v.class, func(ctx context.Context, u UseCases, id order.ID) error {
+	return v.class, func(ctx context.Context, u app.UseCases, id order.ID) error {
 		return v.remedy.do(ctx, repairs{UseCases: u}, id, "reconciliation found "+v.class)
 	}
 }

@@ -1,4 +1,4 @@
-package app
+package reconcile
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 // pass is one run.
 type pass struct {
 	*Reconciliation
-	request ReconcileRequest
+	request Request
 	now     time.Time
 	report  Report
 	known   map[findingKey]Finding  // not resolved when the run began

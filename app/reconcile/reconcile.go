@@ -1,4 +1,4 @@
-package app
+package reconcile
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"takeout/app"
 	"takeout/domain"
 )
 
@@ -111,8 +112,8 @@ type Mark struct {
 	Pass   int64
 }
 
-// ReconcilePolicy says what counts as a difference, and how much is repaired.
-type ReconcilePolicy struct {
+// Policy says what counts as a difference, and how much is repaired.
+type Policy struct {
 	Grace        time.Duration // how old a difference must be
 	Budget       int           // the most repairs of one run
 	AfterPayment bool          // orders are dispatched when they are paid
@@ -122,22 +123,22 @@ type ReconcilePolicy struct {
 type Reconciliation struct {
 	books    map[string]Book
 	findings Findings
-	useCases UseCases
-	policy   ReconcilePolicy
+	useCases app.UseCases
+	policy   Policy
 	owner    string
 
 	running sync.Mutex
 }
 
-// NewReconciliation returns the reconciliation of the services whose databases are in books, by service. Order and
+// New returns the reconciliation of the services whose databases are in books, by service. Order and
 // dispatch must be; payment and points are compared if they are. What differs is repaired through useCases, those of all
 // services there are. owner names this process.
-func NewReconciliation(books map[string]Book, findings Findings, useCases UseCases, policy ReconcilePolicy, owner string) *Reconciliation {
+func New(books map[string]Book, findings Findings, useCases app.UseCases, policy Policy, owner string) *Reconciliation {
 	return &Reconciliation{books: books, findings: findings, useCases: useCases, policy: policy, owner: owner}
 }
 
-// ReconcileRequest says what one run does.
-type ReconcileRequest struct {
+// Request says what one run does.
+type Request struct {
 	Repair     bool          // whether to repair
 	From, To   time.Time     // only orders placed in between, whether they were compared before or not; zero for no bound
 	Full       bool          // everything, whether it was compared before or not
@@ -146,7 +147,7 @@ type ReconcileRequest struct {
 }
 
 // Check returns what is wrong with the request: Invalid if its range is none.
-func (q ReconcileRequest) Check(now time.Time) error {
+func (q Request) Check(now time.Time) error {
 	switch {
 	case !q.From.IsZero() && !q.To.IsZero() && !q.From.Before(q.To):
 		return domain.InvalidField("to", "range_empty", "to must be later than from")
@@ -160,7 +161,7 @@ func (q ReconcileRequest) Check(now time.Time) error {
 	return nil
 }
 
-func (q ReconcileRequest) ranged() bool { return !q.From.IsZero() || !q.To.IsZero() }
+func (q Request) ranged() bool { return !q.From.IsZero() || !q.To.IsZero() }
 
 // Report is what one run found and did.
 type Report struct {
@@ -208,7 +209,7 @@ const (
 // Run compares once, and repairs if the request says so. The error is ErrNotLeader for a background run without the
 // lease, Invalid for a request that is wrong, and Unavailable if nothing could be compared; what could be compared only
 // in part is in the report's Errors.
-func (r *Reconciliation) Run(ctx context.Context, q ReconcileRequest) (Report, error) {
+func (r *Reconciliation) Run(ctx context.Context, q Request) (Report, error) {
 	if err := q.Check(time.Now()); err != nil {
 		return Report{}, err
 	}
