@@ -296,10 +296,10 @@ type doctorCmd struct {
 
 // Run examines the dependencies. It fails if one is out of order.
 func (c *doctorCmd) Run(out output) error {
-	findings := service.Doctor(context.Background(), c.Config, slog.New(slog.DiscardHandler))
+	diagnoses := service.Doctor(context.Background(), c.Config, slog.New(slog.DiscardHandler))
 	sick := 0
 	rows := [][]string{{"", "WHAT", "WHERE", "FINDING"}}
-	for _, f := range findings {
+	for _, f := range diagnoses {
 		verdict := "ok"
 		if !f.OK {
 			verdict = "BAD"
@@ -310,7 +310,7 @@ func (c *doctorCmd) Run(out output) error {
 			rows = append(rows, []string{"", "", "", "→ " + f.Remedy})
 		}
 	}
-	if err := out.write(c.formatFlag, findings, rows); err != nil {
+	if err := out.write(c.formatFlag, diagnoses, rows); err != nil {
 		return err
 	}
 	if sick > 0 {

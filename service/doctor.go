@@ -14,8 +14,8 @@ import (
 	"takeout/adapters/sqlstore"
 )
 
-// Finding is what Doctor says about one dependency.
-type Finding struct {
+// Diagnosis is what Doctor says about one dependency.
+type Diagnosis struct {
 	What   string `json:"what"`
 	Where  string `json:"where"`
 	OK     bool   `json:"ok"`
@@ -24,38 +24,38 @@ type Finding struct {
 }
 
 // Doctor examines each thing that a process with this configuration depends on. It changes nothing.
-func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Finding {
+func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Diagnosis {
 	if err := cfg.Validate(); err != nil {
-		return []Finding{{What: "configuration", Cause: err.Error(), Remedy: "correct the setting; takeout serve --help shows all"}}
+		return []Diagnosis{{What: "configuration", Cause: err.Error(), Remedy: "correct the setting; takeout serve --help shows all"}}
 	}
-	findings := []Finding{{What: "configuration", OK: true}}
+	diagnoses := []Diagnosis{{What: "configuration", OK: true}}
 	s := &Service{cfg: cfg, logger: logger}
 	defer func() { _ = s.stop() }()
 	if err := errors.Join(s.openDatabases(), s.openBroker()); err != nil {
-		return append(findings, Finding{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})
+		return append(diagnoses, Diagnosis{What: "URLs", Cause: err.Error(), Remedy: "correct the URL"})
 	}
 	for _, t := range s.tables() {
-		findings = append(findings, s.examineDatabase(ctx, t))
+		diagnoses = append(diagnoses, s.examineDatabase(ctx, t))
 	}
 	if _, ok := s.broker.(tables); !ok {
-		findings = append(findings, s.examineBroker(ctx))
+		diagnoses = append(diagnoses, s.examineBroker(ctx))
 	}
-	return append(findings, examineAddress(ctx, cfg.HTTPAddr))
+	return append(diagnoses, examineAddress(ctx, cfg.HTTPAddr))
 }
 
-func (s *Service) examineDatabase(ctx context.Context, t tables) Finding {
+func (s *Service) examineDatabase(ctx context.Context, t tables) Diagnosis {
 	db := t.DB()
-	f := Finding{What: db.Name() + " database", Where: db.Target()}
+	d := Diagnosis{What: db.Name() + " database", Where: db.Target()}
 	if db.Missing() {
-		f.OK, f.Cause = true, "the file does not exist yet; takeout serve makes it"
-		return f
+		d.OK, d.Cause = true, "the file does not exist yet; takeout serve makes it"
+		return d
 	}
 	ping, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	err := db.Ping(ping)
 	if db.IsAbsent(err) && s.cfg.Migrate {
-		f.OK, f.Cause = true, "the database does not exist yet; takeout serve makes it, if the user may"
-		return f
+		d.OK, d.Cause = true, "the database does not exist yet; takeout serve makes it, if the user may"
+		return d
 	}
 	if err == nil {
 		err = t.CheckSchema(ping)
@@ -65,53 +65,53 @@ func (s *Service) examineDatabase(ctx context.Context, t tables) Finding {
 	}
 	switch {
 	case err == nil:
-		f.OK = true
-		return f
+		d.OK = true
+		return d
 	case errors.Is(err, sqldb.ErrSchemaOlder):
-		f.Remedy = "run: takeout migrate"
+		d.Remedy = "run: takeout migrate"
 	case errors.Is(err, sqlstore.ErrOtherService):
-		f.Remedy = "correct the URL"
+		d.Remedy = "correct the URL"
 	case errors.Is(err, sqldb.ErrSchemaNewer):
-		f.Remedy = "start the newer program, or restore the database from before it ran"
+		d.Remedy = "start the newer program, or restore the database from before it ran"
 	default:
-		f.Remedy = db.Remedy(err)
+		d.Remedy = db.Remedy(err)
 	}
-	f.Cause = err.Error()
-	return f
+	d.Cause = err.Error()
+	return d
 }
 
-func (s *Service) examineBroker(ctx context.Context) Finding {
-	f := Finding{What: "broker", Where: maskPassword(s.cfg.BrokerURL)}
+func (s *Service) examineBroker(ctx context.Context) Diagnosis {
+	d := Diagnosis{What: "broker", Where: maskPassword(s.cfg.BrokerURL)}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	late := s.broker.WaitReady(ctx)
 	switch err := s.broker.Check(); {
 	case err == nil:
-		f.OK = true
+		d.OK = true
 	case late == nil:
-		f.Cause = err.Error()
-		f.Remedy = "put right what the broker refuses; orders are taken meanwhile, and events that it concerns wait in the outbox"
+		d.Cause = err.Error()
+		d.Remedy = "put right what the broker refuses; orders are taken meanwhile, and events that it concerns wait in the outbox"
 	default:
-		f.Cause = err.Error()
-		f.Remedy = "start RabbitMQ, and check host, port, vhost, user and password of --broker-url; orders are taken meanwhile and wait in the outbox"
+		d.Cause = err.Error()
+		d.Remedy = "start RabbitMQ, and check host, port, vhost, user and password of --broker-url; orders are taken meanwhile and wait in the outbox"
 	}
-	return f
+	return d
 }
 
-func examineAddress(ctx context.Context, addr string) Finding {
-	f := Finding{What: "HTTP address", Where: addr}
+func examineAddress(ctx context.Context, addr string) Diagnosis {
+	d := Diagnosis{What: "HTTP address", Where: addr}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	switch {
 	case err == nil:
 		_ = listener.Close()
-		f.OK = true
+		d.OK = true
 	case takeoutServes(ctx, addr):
-		f.OK, f.Cause = true, "a takeout is serving here"
+		d.OK, d.Cause = true, "a takeout is serving here"
 	default:
-		f.Cause = err.Error()
-		f.Remedy = "stop the program that uses the port, or choose another --http-addr"
+		d.Cause = err.Error()
+		d.Remedy = "stop the program that uses the port, or choose another --http-addr"
 	}
-	return f
+	return d
 }
 
 func takeoutServes(ctx context.Context, addr string) bool {

@@ -59,7 +59,7 @@ type charge struct {
 
 // Charge implements app.Gateway. It is Invalid if the order was charged with another amount.
 func (g *Gateway) Charge(ctx context.Context, bill order.Terms) (string, error) {
-	c := &charge{bill: bill, at: sql.NullTime{Time: time.Now().UTC().Truncate(time.Microsecond), Valid: !g.refuses(bill.OrderID)}}
+	c := &charge{bill: bill, at: sql.NullTime{Time: domain.Micro(time.Now()), Valid: !g.refuses(bill.OrderID)}}
 	switch err := g.together.Do(ctx, c); {
 	case err != nil:
 		return "", err
@@ -110,7 +110,7 @@ func (l line) values(id order.ID, charged, cancelled sql.NullTime) []any {
 
 // Cancel implements app.Gateway.
 func (g *Gateway) Cancel(ctx context.Context, bill order.Terms) error {
-	now := sql.NullTime{Time: time.Now().UTC().Truncate(time.Microsecond), Valid: true}
+	now := sql.NullTime{Time: domain.Micro(time.Now()), Valid: true}
 	err := g.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		l, err := g.open(ctx, tx, bill, sql.NullTime{}, now)
 		if err != nil || l.cancelled {

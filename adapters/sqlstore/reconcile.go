@@ -343,8 +343,8 @@ func (b *Book) Clean(ctx context.Context, notes []reconcile.Dirty) error {
 	return nil
 }
 
-// Soil implements reconcile.Book.
-func (b *Book) Soil(ctx context.Context, minutes []int64) error {
+// MarkDirty implements reconcile.Book.
+func (b *Book) MarkDirty(ctx context.Context, minutes []int64) error {
 	at, rows := now(), make([][]any, len(minutes))
 	for i, minute := range minutes {
 		rows[i] = []any{minute, at}

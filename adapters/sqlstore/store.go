@@ -18,6 +18,7 @@ import (
 	"takeout/adapters/sqlqueue"
 	"takeout/app"
 	"takeout/crashpoint"
+	"takeout/domain"
 	"takeout/domain/event"
 )
 
@@ -242,4 +243,4 @@ func reached(delivered []app.Delivery, phase string) {
 func (m *Database) Close() error { return m.db.Close() }
 
 // now is the time that goes into business columns: UTC, to the microsecond.
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+func now() time.Time { return domain.Micro(time.Now()) }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"takeout/crashpoint"
+	"takeout/domain"
 )
 
 // pass is one run.
@@ -347,7 +348,7 @@ func (p *pass) settle(ctx context.Context, pairs []*comparison) error {
 		complete = complete && c.done && !c.stopped
 	}
 	slices.Sort(again)
-	if err := p.books["order"].Soil(ctx, slices.Compact(again)); err != nil {
+	if err := p.books["order"].MarkDirty(ctx, slices.Compact(again)); err != nil {
 		return err
 	}
 	for _, c := range pairs {
@@ -390,7 +391,7 @@ func (p *pass) finish(ctx context.Context) error {
 		}
 	}
 	p.report.Consistent = open == 0 && len(p.report.Errors) == 0
-	p.report.FinishedAt = time.Now().UTC().Truncate(time.Microsecond)
+	p.report.FinishedAt = domain.Micro(time.Now())
 	for _, f := range sorted(p.touched) {
 		if len(p.report.Findings) < maxReported {
 			p.report.Findings = append(p.report.Findings, *f)

@@ -57,8 +57,8 @@ type Book interface {
 	Dirty(ctx context.Context, limit int) ([]Dirty, error)
 	// Clean deletes those notes.
 	Clean(ctx context.Context, notes []Dirty) error
-	// Soil notes minutes that must be compared again.
-	Soil(ctx context.Context, minutes []int64) error
+	// MarkDirty notes minutes that must be compared again.
+	MarkDirty(ctx context.Context, minutes []int64) error
 	// Mark returns how far the pair was compared, the zero Mark if it never was.
 	Mark(ctx context.Context, pair Pair) (Mark, error)
 	// SetMark replaces the mark.
@@ -222,7 +222,7 @@ func (r *Reconciliation) Run(ctx context.Context, q Request) (Report, error) {
 	if !leader && q.Background {
 		return Report{}, ErrNotLeader
 	}
-	p := &pass{Reconciliation: r, request: q, now: time.Now().UTC().Truncate(time.Microsecond), leased: time.Now()}
+	p := &pass{Reconciliation: r, request: q, now: domain.Micro(time.Now()), leased: time.Now()}
 	p.report = Report{StartedAt: p.now, Repair: q.Repair, Leader: leader, Findings: []Finding{}, Totals: map[string]int{}, Errors: []string{}}
 	err = p.run(ctx)
 	if leader {

@@ -48,7 +48,7 @@ func Encode(id string, at time.Time, e Event) ([]byte, error) {
 		Source:          "/takeout/" + service,
 		Type:            TypeOf(e.Key()),
 		Subject:         e.Subject(),
-		Time:            at.UTC().Truncate(time.Microsecond),
+		Time:            domain.Micro(at),
 		DataContentType: "application/json",
 		OrderVersion:    e.OrderVersion(),
 	}, e})

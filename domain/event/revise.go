@@ -19,7 +19,7 @@ func Revise(body []byte, id, causation string, at time.Time, data []byte) ([]byt
 	if err := json.Unmarshal(body, &attributes, lenient); err != nil || attributes == nil {
 		return nil, domain.Errorf(domain.Invalid, "event_malformed", "the message is not a JSON object")
 	}
-	changed := map[string]any{"id": id, "time": at.UTC().Truncate(time.Microsecond), "causationid": causation}
+	changed := map[string]any{"id": id, "time": domain.Micro(at), "causationid": causation}
 	if data != nil {
 		var about struct { // what the data of every event says
 			OrderID *string `json:"order_id"`
