@@ -299,15 +299,15 @@ func (c *doctorCmd) Run(out output) error {
 	diagnoses := service.Doctor(context.Background(), c.Config, slog.New(slog.DiscardHandler))
 	sick := 0
 	rows := [][]string{{"", "WHAT", "WHERE", "FINDING"}}
-	for _, f := range diagnoses {
+	for _, d := range diagnoses {
 		verdict := "ok"
-		if !f.OK {
+		if !d.OK {
 			verdict = "BAD"
 			sick++
 		}
-		rows = append(rows, []string{verdict, f.What, f.Where, f.Cause})
-		if f.Remedy != "" {
-			rows = append(rows, []string{"", "", "", "→ " + f.Remedy})
+		rows = append(rows, []string{verdict, d.What, d.Where, d.Cause})
+		if d.Remedy != "" {
+			rows = append(rows, []string{"", "", "", "→ " + d.Remedy})
 		}
 	}
 	if err := out.write(c.formatFlag, diagnoses, rows); err != nil {

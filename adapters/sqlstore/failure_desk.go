@@ -27,35 +27,35 @@ const failureColumns = "id, consumer, message_id, order_id, error_class, error_c
 	"first_failed_at, last_failed_at, occurrences, closed_at, replaced_by"
 
 // ListFailures implements app.FailureStore.
-func (m *Database) ListFailures(ctx context.Context, filter app.FailureFilter, before int64, limit int) ([]app.KeptFailure, error) {
+func (d *Database) ListFailures(ctx context.Context, filter app.FailureFilter, before int64, limit int) ([]app.KeptFailure, error) {
 	where, args := failureWhere(filter)
 	if before > 0 {
 		where, args = where+" AND id < ?", append(args, before)
 	}
-	return m.failures(ctx, where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
+	return d.failures(ctx, where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
 }
 
 // OldestFailures implements app.FailureStore.
-func (m *Database) OldestFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.KeptFailure, error) {
+func (d *Database) OldestFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.KeptFailure, error) {
 	where, args := failureWhere(filter)
-	return readAll(ctx, m.db, func(row scanner) (f app.KeptFailure, err error) {
+	return readAll(ctx, d.db, func(row scanner) (f app.KeptFailure, err error) {
 		err = row.Scan(&f.ID.Number, &f.PayloadSize)
 		return f, err
 	}, "SELECT id, payload_size FROM failure"+where+" ORDER BY id LIMIT ?", append(args, limit)...)
 }
 
 // CountFailures implements app.FailureStore.
-func (m *Database) CountFailures(ctx context.Context, filter app.FailureFilter) (int, error) {
+func (d *Database) CountFailures(ctx context.Context, filter app.FailureFilter) (int, error) {
 	where, args := failureWhere(filter)
 	var n int
-	err := m.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM failure"+where, args...).Scan(&n)
-	return n, m.db.Error(err)
+	err := d.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM failure"+where, args...).Scan(&n)
+	return n, d.db.Error(err)
 }
 
 // GroupFailures implements app.FailureStore.
-func (m *Database) GroupFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.FailureGroup, error) {
+func (d *Database) GroupFailures(ctx context.Context, filter app.FailureFilter, limit int) ([]app.FailureGroup, error) {
 	where, args := failureWhere(filter)
-	return readAll(ctx, m.db, func(row scanner) (g app.FailureGroup, err error) {
+	return readAll(ctx, d.db, func(row scanner) (g app.FailureGroup, err error) {
 		var first, last moment
 		err = row.Scan(&g.Handler, &g.Class, &g.Code, &g.Error, &g.Count, &first, &last, &g.Example.Number)
 		g.First, g.Last = time.Time(first), time.Time(last)
@@ -91,8 +91,8 @@ func failureWhere(f app.FailureFilter) (string, []any) {
 }
 
 // failures reads failureColumns of the rows that the condition names.
-func (m *Database) failures(ctx context.Context, where string, args ...any) ([]app.KeptFailure, error) {
-	return readAll(ctx, m.db, func(row scanner) (f app.KeptFailure, err error) {
+func (d *Database) failures(ctx context.Context, where string, args ...any) ([]app.KeptFailure, error) {
+	return readAll(ctx, d.db, func(row scanner) (f app.KeptFailure, err error) {
 		var closed sql.NullTime
 		err = row.Scan(&f.ID.Number, &f.Consumer, &f.MessageID, &f.OrderID, &f.Class, &f.Code, &f.Error, &f.Attempts, &f.PayloadSize, &f.State,
 			&f.FirstFailedAt, &f.LastFailedAt, &f.Occurrences, &closed, &f.ReplacedBy)
@@ -119,23 +119,23 @@ func (m *moment) Scan(value any) error {
 }
 
 // GetFailure implements app.FailureStore.
-func (m *Database) GetFailure(ctx context.Context, number int64) (app.KeptFailure, error) {
-	found, err := m.failures(ctx, " WHERE id = ?", number)
+func (d *Database) GetFailure(ctx context.Context, number int64) (app.KeptFailure, error) {
+	found, err := d.failures(ctx, " WHERE id = ?", number)
 	if err != nil {
 		return app.KeptFailure{}, err
 	}
 	if len(found) == 0 {
-		return app.KeptFailure{}, domain.Errorf(domain.NotFound, "failure_not_found", "there is no such failure in the %s database", m.db.Name())
+		return app.KeptFailure{}, domain.Errorf(domain.NotFound, "failure_not_found", "there is no such failure in the %s database", d.db.Name())
 	}
 	f := found[0]
 	var headers []byte
-	if err := m.db.Reader().QueryRowContext(ctx, "SELECT headers FROM failure WHERE id = ?", number).Scan(&headers); err != nil {
-		return f, m.db.Error(err)
+	if err := d.db.Reader().QueryRowContext(ctx, "SELECT headers FROM failure WHERE id = ?", number).Scan(&headers); err != nil {
+		return f, d.db.Error(err)
 	}
 	if err := json.Unmarshal(headers, &f.Headers); err != nil {
 		return f, damaged("failure", strconv.FormatInt(number, 10), err)
 	}
-	f.Actions, err = readAll(ctx, m.db, func(row scanner) (a app.FailureAction, err error) {
+	f.Actions, err = readAll(ctx, d.db, func(row scanner) (a app.FailureAction, err error) {
 		err = row.Scan(&a.At, &a.Operator, &a.Action, &a.Reason)
 		a.At = a.At.UTC()
 		return a, err
@@ -144,16 +144,16 @@ func (m *Database) GetFailure(ctx context.Context, number int64) (app.KeptFailur
 }
 
 // FailurePayload implements app.FailureStore.
-func (m *Database) FailurePayload(ctx context.Context, number, limit int64) ([]byte, error) {
+func (d *Database) FailurePayload(ctx context.Context, number, limit int64) ([]byte, error) {
 	payload := make([]byte, 0, limit)
 	for part := 0; int64(len(payload)) < limit; part++ {
 		var bytes []byte
-		err := m.db.Reader().QueryRowContext(ctx, "SELECT bytes FROM failure_payload WHERE failure_id = ? AND part = ?", number, part).Scan(&bytes)
+		err := d.db.Reader().QueryRowContext(ctx, "SELECT bytes FROM failure_payload WHERE failure_id = ? AND part = ?", number, part).Scan(&bytes)
 		if errors.Is(err, sql.ErrNoRows) {
 			break
 		}
 		if err != nil {
-			return nil, m.db.Error(err)
+			return nil, d.db.Error(err)
 		}
 		payload = append(payload, bytes...)
 	}
@@ -161,26 +161,26 @@ func (m *Database) FailurePayload(ctx context.Context, number, limit int64) ([]b
 }
 
 // RetryFailures implements app.FailureStore.
-func (m *Database) RetryFailures(ctx context.Context, numbers []int64, retry app.FailureRetry) ([]int64, error) {
+func (d *Database) RetryFailures(ctx context.Context, numbers []int64, retry app.FailureRetry) ([]int64, error) {
 	var retried []int64
 	ranBefore := false
 	retry.At = now()
-	err := m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		retried = nil
 		for chunk := range slices.Chunk(numbers, retryChunk) {
 			if ranBefore {
-				before, err := m.actedOn(ctx, tx, chunk, retry.FailureAction)
+				before, err := d.actedOn(ctx, tx, chunk, retry.FailureAction)
 				if err != nil {
 					return err
 				}
 				retried = append(retried, before...)
 			}
-			open, err := m.lockFailures(ctx, tx, chunk, app.FailureOpen)
+			open, err := d.lockFailures(ctx, tx, chunk, app.FailureOpen)
 			if err != nil {
 				return err
 			}
 			delay := retry.Delay + retry.Spacing*time.Duration(len(retried))
-			if err := m.retry(ctx, tx, open, retry, delay); err != nil {
+			if err := d.retry(ctx, tx, open, retry, delay); err != nil {
 				return err
 			}
 			for _, f := range open {
@@ -191,14 +191,14 @@ func (m *Database) RetryFailures(ctx context.Context, numbers []int64, retry app
 		return nil
 	})
 	if err == nil && len(retried) > 0 {
-		m.retryBell.Ring()
+		d.retryBell.Ring()
 	}
 	return retried, err
 }
 
 // actedOn returns those of the failures with which this very action was done before: an earlier run of the same call
 // may have been committed although the answer to its COMMIT was lost.
-func (m *Database) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
+func (d *Database) actedOn(ctx context.Context, tx *sql.Tx, numbers []int64, a app.FailureAction) ([]int64, error) {
 	return collect(ctx, tx, scanOne[int64], "SELECT failure_id FROM failure_action WHERE at = ? AND operator = ? AND action = ? AND "+among("failure_id", len(numbers))+" ORDER BY failure_id",
 		append([]any{a.At, a.Operator, a.Action}, values(numbers)...)...)
 }
@@ -214,7 +214,7 @@ type lockedFailure struct {
 
 // lockFailures returns those of the failures that are in one of the states, in their order, and keeps others from
 // changing them.
-func (m *Database) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64, states ...string) ([]lockedFailure, error) {
+func (d *Database) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64, states ...string) ([]lockedFailure, error) {
 	args := values(numbers)
 	for _, state := range states {
 		args = append(args, state)
@@ -223,17 +223,17 @@ func (m *Database) lockFailures(ctx context.Context, tx *sql.Tx, numbers []int64
 		err = row.Scan(&f.number, &f.consumer, &f.messageID, &f.orderID, &f.problem, &f.fingerprint, &f.headers, &f.size)
 		return f, err
 	}, "SELECT id, consumer, message_id, order_id, error_text, fingerprint, headers, payload_size FROM failure "+
-		"WHERE "+among("id", len(numbers))+" AND "+among("state", len(states))+" ORDER BY id"+m.db.ForUpdate, args...)
+		"WHERE "+among("id", len(numbers))+" AND "+among("state", len(states))+" ORDER BY id"+d.db.ForUpdate, args...)
 }
 
 // retry sends the messages of open failures to their consumers, the first after delay.
-func (m *Database) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, retry app.FailureRetry, delay time.Duration) error {
+func (d *Database) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, retry app.FailureRetry, delay time.Duration) error {
 	for len(open) > 0 {
 		n, size := 1, open[0].size
 		for n < len(open) && size+open[n].size <= retryPacket {
 			size, n = size+open[n].size, n+1
 		}
-		payloads, err := m.payloads(ctx, tx, open[:n])
+		payloads, err := d.payloads(ctx, tx, open[:n])
 		if err != nil {
 			return err
 		}
@@ -256,7 +256,7 @@ func (m *Database) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, 
 		if err != nil {
 			return err
 		}
-		if err := m.addRetries(ctx, tx, retry.At, rows...); err != nil {
+		if err := d.addRetries(ctx, tx, retry.At, rows...); err != nil {
 			return err
 		}
 		if err := addActions(ctx, tx, retry.FailureAction, numbers...); err != nil {
@@ -268,7 +268,7 @@ func (m *Database) retry(ctx context.Context, tx *sql.Tx, open []lockedFailure, 
 }
 
 // payloads puts the messages together.
-func (m *Database) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFailure) (map[int64][]byte, error) {
+func (d *Database) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFailure) (map[int64][]byte, error) {
 	numbers := make([]any, len(failures))
 	for i, f := range failures {
 		numbers[i] = f.number
@@ -313,12 +313,12 @@ type retryRow struct {
 
 // addRetries puts messages into the retry table. One that is there already, because its last retry has failed and is
 // not settled yet, gives way.
-func (m *Database) addRetries(ctx context.Context, tx *sql.Tx, at time.Time, rows ...retryRow) error {
+func (d *Database) addRetries(ctx context.Context, tx *sql.Tx, at time.Time, rows ...retryRow) error {
 	args := make([]any, 0, 11*len(rows))
 	for _, r := range rows {
 		args = append(args, r.queue, r.uuid, r.fingerprint, r.orderID, r.failureID, r.batch, sqldb.NotNull(r.payload), r.metadata, r.problem, at, r.delay.Microseconds())
 	}
-	row := "(?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, " + m.db.Now + " + ?)"
+	row := "(?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, " + d.db.Now + " + ?)"
 	_, err := tx.ExecContext(ctx, "REPLACE INTO retry (queue, uuid, fingerprint, tier, order_id, failure_id, batch, payload, metadata, error_text, "+
 		"created_at, available_at) VALUES "+row+strings.Repeat(", "+row, len(rows)-1), args...)
 	return err
@@ -334,13 +334,13 @@ func addActions(ctx context.Context, tx *sql.Tx, a app.FailureAction, numbers ..
 }
 
 // ReplaceFailure implements app.FailureStore.
-func (m *Database) ReplaceFailure(ctx context.Context, number int64, by app.Correction, action app.FailureAction) (bool, error) {
+func (d *Database) ReplaceFailure(ctx context.Context, number int64, by app.Correction, action app.FailureAction) (bool, error) {
 	metadata, err := encodeMetadata(by.Metadata)
 	if err != nil {
 		return false, err
 	}
-	return m.closeFailure(ctx, number, action, app.FailureReplaced, by.EventID, func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error {
-		return m.addRetries(ctx, tx, at, retryRow{
+	return d.closeFailure(ctx, number, action, app.FailureReplaced, by.EventID, func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error {
+		return d.addRetries(ctx, tx, at, retryRow{
 			queue: f.consumer, uuid: by.EventID, fingerprint: fingerprint(by.EventID, by.Payload), orderID: by.OrderID,
 			payload: by.Payload, metadata: metadata, problem: f.problem,
 		})
@@ -348,8 +348,8 @@ func (m *Database) ReplaceFailure(ctx context.Context, number int64, by app.Corr
 }
 
 // DiscardFailure implements app.FailureStore.
-func (m *Database) DiscardFailure(ctx context.Context, number int64, action app.FailureAction) (bool, error) {
-	return m.closeFailure(ctx, number, action, app.FailureDiscarded, "", func(ctx context.Context, tx *sql.Tx, f lockedFailure, _ time.Time) error {
+func (d *Database) DiscardFailure(ctx context.Context, number int64, action app.FailureAction) (bool, error) {
+	return d.closeFailure(ctx, number, action, app.FailureDiscarded, "", func(ctx context.Context, tx *sql.Tx, f lockedFailure, _ time.Time) error {
 		_, err := tx.ExecContext(ctx, "DELETE FROM retry WHERE queue = ? AND fingerprint = ? AND tier = 0", f.consumer, f.fingerprint)
 		return err
 	}, app.FailureOpen, app.FailureRetrying)
@@ -357,20 +357,20 @@ func (m *Database) DiscardFailure(ctx context.Context, number int64, action app.
 
 // closeFailure closes a failure that is in one of the states, and does what belongs to it in the same transaction. It
 // reports whether it did.
-func (m *Database) closeFailure(ctx context.Context, number int64, action app.FailureAction, state, replacedBy string,
+func (d *Database) closeFailure(ctx context.Context, number int64, action app.FailureAction, state, replacedBy string,
 	also func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error, from ...string) (bool, error) {
 	closed, ranBefore := false, false
 	action.At = now()
-	err := m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err := d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		closed = false
 		if ranBefore {
-			before, err := m.actedOn(ctx, tx, []int64{number}, action)
+			before, err := d.actedOn(ctx, tx, []int64{number}, action)
 			if closed = len(before) > 0; err != nil || closed {
 				return err
 			}
 		}
 		ranBefore = true
-		found, err := m.lockFailures(ctx, tx, []int64{number}, from...)
+		found, err := d.lockFailures(ctx, tx, []int64{number}, from...)
 		if err != nil || len(found) == 0 {
 			return err
 		}
@@ -385,7 +385,7 @@ func (m *Database) closeFailure(ctx context.Context, number int64, action app.Fa
 		return addActions(ctx, tx, action, number)
 	})
 	if err == nil && closed {
-		m.retryBell.Ring()
+		d.retryBell.Ring()
 	}
 	return closed, err
 }

@@ -35,17 +35,17 @@ func fingerprint(messageID string, payload []byte) []byte {
 }
 
 // Delay implements app.Failures.
-func (m *Database) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
+func (d *Database) Delay(ctx context.Context, f app.Failure, tier int, after time.Duration) error {
 	headers, err := json.Marshal(f.Headers)
 	if err != nil {
 		return err
 	}
-	err = m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, metadata, "+
-			"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+m.db.Now+" + ?)",
+			"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+d.db.Now+" + ?)",
 			f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
 			clip(f.Error, 512), now(), after.Microseconds())
-		if m.db.IsDuplicate(err) {
+		if d.db.IsDuplicate(err) {
 			return nil
 		}
 		if err != nil || f.OrderID == "" {
@@ -55,16 +55,16 @@ func (m *Database) Delay(ctx context.Context, f app.Failure, tier int, after tim
 			fmt.Sprintf("%s: message %s failed, and is tried again in %s: %s", f.Consumer, f.MessageID, after, f.Error))
 	})
 	if err == nil {
-		m.retryBell.RingIn(after, f.Consumer)
+		d.retryBell.RingIn(after, f.Consumer)
 	}
 	return err
 }
 
 // Retries returns a reader of the messages of the consumer that wait for their next attempt. Which retry a message is
 // is in its context. drain is how long messages in flight may take when it closes.
-func (m *Database) Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
-	return sqlqueue.NewReader(m.db, sqlqueue.Config{
-		Table: "retry", Queue: consumer, Bell: &m.retryBell, Poll: sqlqueue.SlowPoll, Drain: drain, Window: retryWindow, DeliveryLimit: retryLimit,
+func (d *Database) Retries(consumer string, drain time.Duration, logger *slog.Logger) *sqlqueue.Reader {
+	return sqlqueue.NewReader(d.db, sqlqueue.Config{
+		Table: "retry", Queue: consumer, Bell: &d.retryBell, Poll: sqlqueue.SlowPoll, Drain: drain, Window: retryWindow, DeliveryLimit: retryLimit,
 		Columns: []string{"tier", "failure_id", "batch"}, Context: withRetry,
 	}, logger.With("queue", consumer))
 }
@@ -76,18 +76,18 @@ func withRetry(ctx context.Context, columns []string) context.Context {
 }
 
 // Keep implements app.Failures.
-func (m *Database) Keep(ctx context.Context, f app.Failure) error {
+func (d *Database) Keep(ctx context.Context, f app.Failure) error {
 	at := now()
-	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		err := m.keep(ctx, tx, f, at)
+	return d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		err := d.keep(ctx, tx, f, at)
 		if err == nil && f.Retry.Batch != "" {
-			err = m.stopBatch(ctx, tx, f.Retry.Batch, at)
+			err = d.stopBatch(ctx, tx, f.Retry.Batch, at)
 		}
 		return err
 	})
 }
 
-func (m *Database) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time) error {
+func (d *Database) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.Time) error {
 	if id := f.Retry.FailureID; id != 0 {
 		if err := endRetry(ctx, tx, id); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (m *Database) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.
 		"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?)",
 		f.Consumer, fingerprint(f.MessageID, f.Payload), clip(f.MessageID, 255), f.OrderID, f.Class, clip(f.Code, 64),
 		clip(f.Error, 512), f.Attempts, headers, len(f.Payload), at, at)
-	if m.db.IsDuplicate(err) {
+	if d.db.IsDuplicate(err) {
 		// Kept before, and delivered again because the ack was lost, or sent again by somebody.
 		_, err = failedAgain(ctx, tx, f, at, "closed_at = NULL, state = 'open' WHERE consumer = ? AND fingerprint = ?",
 			fingerprint(f.MessageID, f.Payload))
@@ -151,20 +151,20 @@ func keepPayload(ctx context.Context, tx *sql.Tx, failureID int64, payload []byt
 
 // stopBatch takes back the retries of the batch that nobody has begun, and opens their failures again. Those that
 // somebody is just taking have begun.
-func (m *Database) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at time.Time) error {
-	retries, failures, err := m.waiting(ctx, tx, batch)
+func (d *Database) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at time.Time) error {
+	retries, failures, err := d.waiting(ctx, tx, batch)
 	if err != nil {
 		return err
 	}
 	for ids := range slices.Chunk(retries, mostIDs) {
-		if _, err := tx.ExecContext(ctx, m.db.DeleteByID("retry", len(ids)), values(ids)...); err != nil {
+		if _, err := tx.ExecContext(ctx, d.db.DeleteByID("retry", len(ids)), values(ids)...); err != nil {
 			return err
 		}
 	}
 	stopped := app.FailureAction{At: at, Operator: "takeout", Action: "stopped", Reason: "another message of the batch was given up"}
 	for ids := range slices.Chunk(failures, mostIDs) {
 		opened := "state = CASE WHEN state = 'retrying' THEN 'open' ELSE state END"
-		if _, err := tx.ExecContext(ctx, m.db.UpdateByID("failure", opened, len(ids)), values(ids)...); err != nil {
+		if _, err := tx.ExecContext(ctx, d.db.UpdateByID("failure", opened, len(ids)), values(ids)...); err != nil {
 			return err
 		}
 		if err := addActions(ctx, tx, stopped, ids...); err != nil {
@@ -175,9 +175,9 @@ func (m *Database) stopBatch(ctx context.Context, tx *sql.Tx, batch string, at t
 }
 
 // waiting returns the ids of the retries of the batch that wait, and of the failures that they retry.
-func (m *Database) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []int64, err error) {
+func (d *Database) waiting(ctx context.Context, tx *sql.Tx, batch string) (retries, failures []int64, err error) {
 	err = each(ctx, tx, "SELECT id, failure_id FROM retry WHERE batch = ? AND failure_id IS NOT NULL "+
-		"AND (attempts = 0 OR available_at <= "+m.db.Now+") ORDER BY id"+m.db.ForUpdate+m.db.SkipLocked, []any{batch}, func(row scanner) error {
+		"AND (attempts = 0 OR available_at <= "+d.db.Now+") ORDER BY id"+d.db.ForUpdate+d.db.SkipLocked, []any{batch}, func(row scanner) error {
 		var retry, failure int64
 		err := row.Scan(&retry, &failure)
 		retries, failures = append(retries, retry), append(failures, failure)
@@ -187,9 +187,9 @@ func (m *Database) waiting(ctx context.Context, tx *sql.Tx, batch string) (retri
 }
 
 // Resolve implements app.Failures.
-func (m *Database) Resolve(ctx context.Context, failureID int64) error {
+func (d *Database) Resolve(ctx context.Context, failureID int64) error {
 	at := now()
-	return m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	return d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		if err := endRetry(ctx, tx, failureID); err != nil {
 			return err
 		}
@@ -214,10 +214,10 @@ func endRetry(ctx context.Context, tx *sql.Tx, failureID int64) error {
 
 // Unhandled returns how many messages wait for their next attempt, and how many for a person, counting each no further
 // than limit.
-func (m *Database) Unhandled(ctx context.Context, limit int) (waiting, open int, err error) {
-	err = m.db.Reader().QueryRowContext(ctx, "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM retry LIMIT ?) waiting), "+
+func (d *Database) Unhandled(ctx context.Context, limit int) (waiting, open int, err error) {
+	err = d.db.Reader().QueryRowContext(ctx, "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM retry LIMIT ?) waiting), "+
 		"(SELECT COUNT(*) FROM (SELECT 1 FROM failure WHERE state = 'open' LIMIT ?) opened)", limit, limit).Scan(&waiting, &open)
-	return waiting, open, m.db.Error(err)
+	return waiting, open, d.db.Error(err)
 }
 
 // clip cuts text to what its column holds, and makes it valid for it.

@@ -177,17 +177,17 @@ func (outboxSchema) SubscribeIsolationLevel() sql.IsolationLevel { return sql.Le
 
 // Outbox returns a reader of the events in the outbox, for a forwarder. ready waits until they can be sent: rows are
 // not taken while it waits. What the broker has confirmed goes over into outbox_confirmed.
-func (m *Database) Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader {
-	return sqlqueue.NewReader(m.db, sqlqueue.Config{
-		Table: "outbox", Bell: &m.bell, Handover: &m.handover, Ready: ready, Yield: true,
-		Archive: m.confirmed, OnSettled: onSettled, Drain: relayDrain,
+func (d *Database) Outbox(ready func(ctx context.Context) error, onSettled func(acked, nacked int), logger *slog.Logger) *sqlqueue.Reader {
+	return sqlqueue.NewReader(d.db, sqlqueue.Config{
+		Table: "outbox", Bell: &d.bell, Handover: &d.handover, Ready: ready, Yield: true,
+		Archive: d.confirmed, OnSettled: onSettled, Drain: relayDrain,
 	}, logger)
 }
 
 // confirmed notes that the broker has the events of these rows. An event that two relays sent, because one outlived its
 // lease, may be noted twice, as it was confirmed twice.
-func (m *Database) confirmed(ctx context.Context, tx *sql.Tx, n int, names []any) error {
-	_, err := tx.ExecContext(ctx, m.db.CopyByID("outbox", "outbox_confirmed", "event_id, event_key, order_id, created_at, confirmed_at",
+func (d *Database) confirmed(ctx context.Context, tx *sql.Tx, n int, names []any) error {
+	_, err := tx.ExecContext(ctx, d.db.CopyByID("outbox", "outbox_confirmed", "event_id, event_key, order_id, created_at, confirmed_at",
 		"event_id, event_key, order_id, created_at, ?", n, "uuid"), append([]any{now()}, names...)...)
 	return err
 }
@@ -197,14 +197,14 @@ const relayDrain = 5 * time.Second
 
 // Pending returns how many events wait in the outbox, counting no further than limit, and since when the oldest
 // does; zero if none does.
-func (m *Database) Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error) {
-	err = m.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT ?) pending", limit).Scan(&count)
+func (d *Database) Pending(ctx context.Context, limit int) (count int, oldest time.Time, err error) {
+	err = d.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT ?) pending", limit).Scan(&count)
 	if err != nil || count == 0 {
-		return 0, time.Time{}, m.db.Error(err)
+		return 0, time.Time{}, d.db.Error(err)
 	}
-	err = m.db.Reader().QueryRowContext(ctx, "SELECT created_at FROM outbox ORDER BY id LIMIT 1").Scan(&oldest)
+	err = d.db.Reader().QueryRowContext(ctx, "SELECT created_at FROM outbox ORDER BY id LIMIT 1").Scan(&oldest)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, time.Time{}, nil
 	}
-	return count, oldest.UTC(), m.db.Error(err)
+	return count, oldest.UTC(), d.db.Error(err)
 }

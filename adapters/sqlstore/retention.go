@@ -32,7 +32,7 @@ type aged struct {
 	before     time.Time
 }
 
-func (m *Database) aged(keep Retention, now time.Time) []aged {
+func (d *Database) aged(keep Retention, now time.Time) []aged {
 	answered, history := now.Add(-keep.Dedup), now.Add(-keep.History)
 	all := []aged{
 		{"inbox", "consumer, event_id", "handled_at < ?", "handled_at", answered.Add(-inboxMargin)},
@@ -40,7 +40,7 @@ func (m *Database) aged(keep Retention, now time.Time) []aged {
 		{"history", "id", "at < ?", "at", history},
 		{"reconcile_dirty", "id", "at < ?", "id", history},
 	}
-	if m.db.Name() == "order" {
+	if d.db.Name() == "order" {
 		all = append(all,
 			aged{"idempotency_answer", "request_key", "created_at < ?", "created_at", answered},
 			aged{"finding", "id", "resolved_at < ? AND state = 'resolved'", "resolved_at", history},
@@ -53,9 +53,9 @@ func (m *Database) aged(keep Retention, now time.Time) []aged {
 // never deletes orders, dispatches, payments, points, or a failure that is open. It is safe while everybody works, and
 // in several processes at once: it deletes in small statements with pauses between them. What it could not delete is
 // for the next time.
-func (m *Database) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
+func (d *Database) Prune(ctx context.Context, keep Retention) (pruned map[string]int, err error) {
 	// A process whose clock is far ahead must not make all others forget.
-	clock, err := m.db.Clock(ctx)
+	clock, err := d.db.Clock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,48 +64,48 @@ func (m *Database) Prune(ctx context.Context, keep Retention) (pruned map[string
 		today = clock
 	}
 	pruned = map[string]int{}
-	errs := []error{m.forgetMarks(ctx, today.Add(-keep.History))}
-	for _, a := range m.aged(keep, today) {
+	errs := []error{d.forgetMarks(ctx, today.Add(-keep.History))}
+	for _, a := range d.aged(keep, today) {
 		if a.table == "reconcile_dirty" && errs[0] != nil {
 			continue
 		}
-		n, err := m.pruneTable(ctx, a)
+		n, err := d.pruneTable(ctx, a)
 		pruned[a.table] = n
 		errs = append(errs, err)
 	}
-	n, err := m.pruneFailures(ctx, today.Add(-keep.Failures))
+	n, err := d.pruneFailures(ctx, today.Add(-keep.Failures))
 	pruned["failure"] = n
 	return pruned, errors.Join(append(errs, err)...)
 }
 
 // forgetMarks lets everything be compared again if changes of which nobody has taken notice for that long are about to be
 // forgotten: where nobody reconciles, notes of them would be kept for ever.
-func (m *Database) forgetMarks(ctx context.Context, before time.Time) error {
+func (d *Database) forgetMarks(ctx context.Context, before time.Time) error {
 	var one int
-	err := m.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM reconcile_dirty WHERE at < ? LIMIT 1", before).Scan(&one)
+	err := d.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM reconcile_dirty WHERE at < ? LIMIT 1", before).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
 	}
 	if err == nil {
-		_, err = m.db.Writer().ExecContext(ctx, "DELETE FROM reconcile_mark")
+		_, err = d.db.Writer().ExecContext(ctx, "DELETE FROM reconcile_mark")
 	}
-	return m.db.Error(err)
+	return d.db.Error(err)
 }
 
 // pruneTable looks before it locks: a DELETE that finds nothing waits for the handler that is inserting the next row.
-func (m *Database) pruneTable(ctx context.Context, a aged) (total int, err error) {
+func (d *Database) pruneTable(ctx context.Context, a aged) (total int, err error) {
 	var one int
-	err = m.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM "+a.table+" WHERE "+a.where+" LIMIT 1", a.before).Scan(&one)
+	err = d.db.Reader().QueryRowContext(ctx, "SELECT 1 FROM "+a.table+" WHERE "+a.where+" LIMIT 1", a.before).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, m.db.Error(err)
+		return 0, d.db.Error(err)
 	}
-	statement := m.db.DeleteOldest(a.table, a.key, a.where, a.by)
+	statement := d.db.DeleteOldest(a.table, a.key, a.where, a.by)
 	err = inBatches(ctx, func() (int, error) {
 		var n int64
-		err := m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		err := d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 			result, err := tx.ExecContext(ctx, statement, a.before, pruneBatch)
 			if err != nil {
 				return err
@@ -120,14 +120,14 @@ func (m *Database) pruneTable(ctx context.Context, a aged) (total int, err error
 }
 
 // pruneFailures deletes failures one by one, with all that belongs to them: there are few, and their payloads may be large.
-func (m *Database) pruneFailures(ctx context.Context, before time.Time) (total int, err error) {
+func (d *Database) pruneFailures(ctx context.Context, before time.Time) (total int, err error) {
 	err = inBatches(ctx, func() (int, error) {
-		ids, err := m.closedFailures(ctx, before)
+		ids, err := d.closedFailures(ctx, before)
 		if err != nil {
 			return 0, err
 		}
 		for _, id := range ids {
-			deleted, err := m.pruneFailure(ctx, id, before)
+			deleted, err := d.pruneFailure(ctx, id, before)
 			if err != nil {
 				return 0, err
 			}
@@ -143,13 +143,13 @@ func (m *Database) pruneFailures(ctx context.Context, before time.Time) (total i
 // isClosed is of failures that may be deleted once closed_at is long ago.
 const isClosed = "closed_at < ? AND state NOT IN ('open', 'retrying')"
 
-func (m *Database) closedFailures(ctx context.Context, before time.Time) ([]int64, error) {
-	return readAll(ctx, m.db, scanOne[int64], "SELECT id FROM failure WHERE "+isClosed+" ORDER BY closed_at LIMIT ?", before, pruneBatch)
+func (d *Database) closedFailures(ctx context.Context, before time.Time) ([]int64, error) {
+	return readAll(ctx, d.db, scanOne[int64], "SELECT id FROM failure WHERE "+isClosed+" ORDER BY closed_at LIMIT ?", before, pruneBatch)
 }
 
 // pruneFailure deletes a failure, unless somebody opened or deleted it meanwhile.
-func (m *Database) pruneFailure(ctx context.Context, id int64, before time.Time) (deleted bool, err error) {
-	err = m.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+func (d *Database) pruneFailure(ctx context.Context, id int64, before time.Time) (deleted bool, err error) {
+	err = d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		result, err := tx.ExecContext(ctx, "DELETE FROM failure WHERE id = ? AND "+isClosed, id, before)
 		if err != nil {
 			return err

@@ -107,64 +107,64 @@ func open[T any](service, rawURL string, keys event.Keys, logger *slog.Logger, b
 }
 
 // DB returns the database itself.
-func (m *Database) DB() *sqldb.DB { return m.db }
+func (d *Database) DB() *sqldb.DB { return d.db }
 
 // Migrate brings the tables to what this program knows, and marks the database as this service's. It returns the
 // names of the migrations that it ran. It refuses a database that belongs to another service.
-func (s *Database) Migrate(ctx context.Context) ([]string, error) {
-	if err := s.db.Prepare(); err != nil {
+func (d *Database) Migrate(ctx context.Context) ([]string, error) {
+	if err := d.db.Prepare(); err != nil {
 		return nil, err
 	}
-	if err := s.checkOwner(ctx); err != nil {
+	if err := d.checkOwner(ctx); err != nil {
 		return nil, err
 	}
-	ran, err := s.db.Migrate(ctx, s.schema...)
+	ran, err := d.db.Migrate(ctx, d.schema...)
 	if err != nil {
 		return ran, err
 	}
-	if err := s.claim(ctx); err != nil {
-		return ran, fmt.Errorf("mark the database as the %s service's: %w", s.db.Name(), err)
+	if err := d.claim(ctx); err != nil {
+		return ran, fmt.Errorf("mark the database as the %s service's: %w", d.db.Name(), err)
 	}
-	return ran, watch(ctx, s.db, s.logger)
+	return ran, watch(ctx, d.db, d.logger)
 }
 
 // ErrOtherService says that a database is another service's.
 var ErrOtherService = errors.New("each service needs a database of its own")
 
 // checkOwner returns ErrOtherService if the database belongs to another service.
-func (s *Database) checkOwner(ctx context.Context) error {
+func (d *Database) checkOwner(ctx context.Context) error {
 	var owner string
-	err := s.db.Writer().QueryRowContext(ctx, "SELECT service FROM owner").Scan(&owner)
+	err := d.db.Writer().QueryRowContext(ctx, "SELECT service FROM owner").Scan(&owner)
 	switch {
 	case errors.Is(err, sql.ErrNoRows), err != nil && sqldb.IsMissingTable(err): // nobody's yet
 		return nil
 	case err != nil:
-		return s.db.Error(err)
-	case owner != s.db.Name():
-		return s.belongsTo(owner)
+		return d.db.Error(err)
+	case owner != d.db.Name():
+		return d.belongsTo(owner)
 	}
 	return nil
 }
 
-func (s *Database) belongsTo(owner string) error {
-	return fmt.Errorf("the %s database %s belongs to the %s service: %w", s.db.Name(), s.db.Target(), owner, ErrOtherService)
+func (d *Database) belongsTo(owner string) error {
+	return fmt.Errorf("the %s database %s belongs to the %s service: %w", d.db.Name(), d.db.Target(), owner, ErrOtherService)
 }
 
 // claim writes the service's name into the database, or compares it with the one that is there.
-func (s *Database) claim(ctx context.Context) error {
-	return s.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
+func (d *Database) claim(ctx context.Context) error {
+	return d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		var owner string
-		err := tx.QueryRowContext(ctx, "SELECT service FROM owner"+s.db.ForUpdate).Scan(&owner)
+		err := tx.QueryRowContext(ctx, "SELECT service FROM owner"+d.db.ForUpdate).Scan(&owner)
 		if errors.Is(err, sql.ErrNoRows) {
 			_, err = tx.ExecContext(ctx, "INSERT INTO owner (service, database_id, created_at) VALUES (?, ?, ?)",
-				s.db.Name(), uuid.NewString(), now())
-			if s.db.IsDuplicate(err) { // another process of this service was faster
+				d.db.Name(), uuid.NewString(), now())
+			if d.db.IsDuplicate(err) { // another process of this service was faster
 				return nil
 			}
 			return err
 		}
-		if err == nil && owner != s.db.Name() {
-			return s.belongsTo(owner)
+		if err == nil && owner != d.db.Name() {
+			return d.belongsTo(owner)
 		}
 		return err
 	})
@@ -172,17 +172,17 @@ func (s *Database) claim(ctx context.Context) error {
 
 // TakeBack makes every event that a dead relay had taken, and every retry that a dead consumer had, available at once.
 // It is right only where no other process can be working on this database.
-func (m *Database) TakeBack(ctx context.Context) error {
-	return errors.Join(sqlqueue.TakeBack(ctx, m.db, "outbox"), sqlqueue.TakeBack(ctx, m.db, "retry"))
+func (d *Database) TakeBack(ctx context.Context) error {
+	return errors.Join(sqlqueue.TakeBack(ctx, d.db, "outbox"), sqlqueue.TakeBack(ctx, d.db, "retry"))
 }
 
 // CheckSchema returns nil if the tables are what this program knows, and this service's: otherwise an error of
 // sqldb.DB.CheckSchema or ErrOtherService.
-func (s *Database) CheckSchema(ctx context.Context) error {
-	if err := s.checkOwner(ctx); err != nil {
+func (d *Database) CheckSchema(ctx context.Context) error {
+	if err := d.checkOwner(ctx); err != nil {
 		return err
 	}
-	return s.db.CheckSchema(ctx, s.schema...)
+	return d.db.CheckSchema(ctx, d.schema...)
 }
 
 // InTx implements app.Store.
@@ -240,7 +240,7 @@ func reached(delivered []app.Delivery, phase string) {
 }
 
 // Close closes the database.
-func (m *Database) Close() error { return m.db.Close() }
+func (d *Database) Close() error { return d.db.Close() }
 
 // now is the time that goes into business columns: UTC, to the microsecond.
 func now() time.Time { return domain.Micro(time.Now()) }

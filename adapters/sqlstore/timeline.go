@@ -43,18 +43,18 @@ var chapters = map[string][]chapter{
 
 // Steps implements app.StepSource. One snapshot is read: what is moved from one table to another in between would be
 // told twice or not at all.
-func (m *Database) Steps(ctx context.Context, id order.ID) ([]app.Step, error) {
-	tx, err := m.db.Reader().BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+func (d *Database) Steps(ctx context.Context, id order.ID) ([]app.Step, error) {
+	tx, err := d.db.Reader().BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
-		return nil, m.db.Error(err)
+		return nil, d.db.Error(err)
 	}
 	defer func() { _ = tx.Rollback() }()
 	var steps []app.Step
-	for _, all := range [][]chapter{chapters[m.db.Name()], messageChapters} {
+	for _, all := range [][]chapter{chapters[d.db.Name()], messageChapters} {
 		for _, c := range all {
 			told, err := c.tell(ctx, tx, id)
 			if err != nil {
-				return nil, m.db.Error(err)
+				return nil, d.db.Error(err)
 			}
 			steps = append(steps, told...)
 		}
