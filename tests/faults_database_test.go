@@ -196,7 +196,7 @@ func TestWhatAServerIsSetToForOthersDoesNotApplyToUs(t *testing.T) {
 	server := testenv.StartMySQL(t)
 	url := server.URL("orders")
 	do := admin(t, url)
-	for setting, value := range map[string]string{"autocommit": "0", "unique_checks": "0", "sql_safe_updates": "1", "sql_select_limit": "1", "sql_mode": "''"} {
+	for setting, value := range map[string]string{"autocommit": "0", "unique_checks": "0", "sql_safe_updates": "1", "sql_select_limit": "1", "sql_mode": "''", "completion_type": "CHAIN"} {
 		do("SET GLOBAL " + setting + " = " + value)
 	}
 	s, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))

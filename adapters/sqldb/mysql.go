@@ -65,6 +65,7 @@ func mysqlConfig(name, rawURL string, logger *slog.Logger) (*mysql.Config, error
 		"time_zone":                "'+00:00'",
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO'",
 		"autocommit":               "1",
+		"completion_type":          "0", // COMMIT begins no other transaction
 		"unique_checks":            "1",
 		"sql_safe_updates":         "0",
 		"sql_select_limit":         "18446744073709551615", // none
