@@ -105,7 +105,7 @@ func (p *placing) known(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, ErrUnsettled), p.ran && (kind == domain.Unavailable || ctx.Err() != nil):
+	case errors.Is(err, ErrUnsettled), p.ran && (kind == domain.Unavailable || kind == domain.Busy || ctx.Err() != nil):
 		return &domain.Error{
 			Kind: domain.Unavailable, Code: "outcome_unknown", Cause: err,
 			Message: "it is not known whether the order is stored; ask again with the same id or key",

@@ -281,18 +281,20 @@ func TestReplicationGroupLosesNothingWhateverBecomesOfItsPrimary(t *testing.T) {
 	load.settles(t, s)
 }
 
-func TestOrderThatCouldNotBeSyncedIsNotAccepted(t *testing.T) {
+// failSyncs starts the embedded stack, lets its disk fail once ten orders are dispatched, and returns what the next order is
+// answered then. Nobody may have the databases open at that time: it would keep SQLite from recovering them at the next start.
+func failSyncs(t *testing.T) (p *process, s *system, refused answer, mend func()) {
+	t.Helper()
 	strace, err := exec.LookPath("strace")
 	require.NoError(t, err, "this test needs strace and the right to trace; on Debian and Ubuntu install strace")
 	dir := t.TempDir()
-	p := startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_PAYMENT_GATEWAY": "none"})
-	s := &system{stack: stack{order: "sqlite:" + dir + "/order.db", dispatch: "sqlite:" + dir + "/dispatch.db"}, api: p.url, dispatchAPI: p.url}
-	s.placeMany(t, 10, 2)
-	s.awaitAllDispatched(t, 10)
-
+	p = startProcess(t, "embedded", map[string]string{"TAKEOUT_DATA_DIR": dir, "TAKEOUT_PAYMENT_GATEWAY": "none"})
+	s = &system{stack: stack{order: "sqlite:" + dir + "/order.db", dispatch: "sqlite:" + dir + "/dispatch.db"}, api: p.url, dispatchAPI: p.url}
+	for range 10 {
+		s.awaitDispatched(t, s.place(t, "x", 1))
+	}
 	fail := exec.Command(strace, "-f", "-qq", "-o", os.DevNull, "-e", "inject=fsync,fdatasync:error=EIO", "-p", fmt.Sprint(p.cmd.Process.Pid))
 	require.NoError(t, fail.Start())
-	var refused answer
 	eventually(t, "the disk fails", func() error {
 		if refused = mustSend(t, http.MethodPost, s.api+"/v1/orders", goodOrder); refused.status == http.StatusCreated {
 			return fmt.Errorf("%s", refused)
@@ -300,9 +302,27 @@ func TestOrderThatCouldNotBeSyncedIsNotAccepted(t *testing.T) {
 		return nil
 	})
 	require.Equal(t, http.StatusServiceUnavailable, refused.status, "%s", refused)
+	require.Equal(t, "outcome_unknown", refused.problem(t).Code, "it is in the log, although not on the disk")
 	require.NotEmpty(t, refused.header.Get("Retry-After"))
-	require.NoError(t, fail.Process.Signal(syscall.SIGTERM))
-	_ = fail.Wait()
+	return p, s, refused, func() {
+		require.NoError(t, fail.Process.Signal(syscall.SIGTERM))
+		_ = fail.Wait()
+	}
+}
+
+func TestOrderThatCouldNotBeSyncedIsThereAfterACrashAndWasNotRefused(t *testing.T) {
+	p, s, refused, mend := failSyncs(t)
+	p.kill()
+	mend()
+	p.start(t)
+	s.api, s.dispatchAPI = p.url, p.url
+	s.awaitDispatched(t, refused.problem(t).OrderID)
+	require.Equal(t, "ok", integrity(t, s.order))
+}
+
+func TestOrderThatCouldNotBeSyncedIsNotAccepted(t *testing.T) {
+	_, s, refused, mend := failSyncs(t)
+	mend()
 
 	s.awaitTaken(t)
 	require.Equal(t, http.StatusNotFound, mustGet(t, s.api+"/v1/orders/"+refused.problem(t).OrderID).status)

@@ -23,10 +23,11 @@ const (
 	answerLost                     // COMMIT is executed, and the connection breaks before its answer arrives
 	answerLate                     // COMMIT is executed, and its answer comes when the test says
 	sentLate                       // COMMIT arrives when the test says
+	cutAndLate                     // the program's side breaks, and COMMIT arrives when the test says
 )
 
 func (f commitFault) String() string {
-	return [...]string{"COMMIT not executed", "answer lost", "answer late", "COMMIT late"}[f]
+	return [...]string{"COMMIT not executed", "answer lost", "answer late", "COMMIT late", "connection broken, COMMIT late"}[f]
 }
 
 // commitTrap waits for the COMMIT of a transaction with a certain statement in it.
@@ -36,12 +37,14 @@ type commitTrap struct {
 	andAway   bool          // afterwards nothing gets through until mend
 	sprung    chan struct{} // closed when the COMMIT was there
 	release   chan struct{} // closed to let go what is late
+	again     chan struct{} // gets one for each time that the statement comes after that
 }
 
 // commitProxy stands between the program and MySQL, and knows a COMMIT when it sees one.
 type commitProxy struct {
 	mu    sync.Mutex
 	trap  *commitTrap
+	last  *commitTrap // that sprang
 	away  bool
 	conns map[net.Conn]bool
 }
@@ -80,7 +83,7 @@ func inBetween(t testing.TB, rawURL string, serve func(client net.Conn, target s
 
 // arm sets the trap for one COMMIT.
 func (p *commitProxy) arm(trap commitTrap) *commitTrap {
-	trap.sprung, trap.release = make(chan struct{}), make(chan struct{})
+	trap.sprung, trap.release, trap.again = make(chan struct{}), make(chan struct{}), make(chan struct{}, 100)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trap = &trap
@@ -95,8 +98,20 @@ func (p *commitProxy) take(statements string) *commitTrap {
 	if trap == nil || !strings.Contains(statements, trap.statement) {
 		return nil
 	}
-	p.trap = nil
+	p.trap, p.last = nil, trap
 	return trap
+}
+
+// note tells the trap that sprang of its statement.
+func (p *commitProxy) note(statement string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.last != nil && strings.Contains(statement, p.last.statement) {
+		select {
+		case p.last.again <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (p *commitProxy) goAway() {
@@ -138,7 +153,9 @@ func (p *commitProxy) serve(client net.Conn, target string) {
 	}
 	var caught atomic.Pointer[commitTrap] // the trap whose answer comes next
 	var answering sync.WaitGroup
+	answered := make(chan struct{}) // there is nothing more to read
 	answering.Go(func() {
+		defer close(answered)
 		defer client.Close()
 		buffer := make([]byte, 64<<10)
 		for {
@@ -161,7 +178,9 @@ func (p *commitProxy) serve(client net.Conn, target string) {
 			}
 		}
 	})
-	p.ask(client, server, &caught)
+	if p.ask(client, server, &caught) {
+		<-answered
+	}
 	_ = server.Close()
 	answering.Wait()
 }
@@ -185,28 +204,37 @@ func statementOf(packet []byte) (statement string, is bool) {
 	return string(packet[5:]), true
 }
 
-// ask passes packets on.
-func (p *commitProxy) ask(client, server net.Conn, caught *atomic.Pointer[commitTrap]) {
+// ask passes packets on. It reports whether the server has still to answer when it ends.
+func (p *commitProxy) ask(client, server net.Conn, caught *atomic.Pointer[commitTrap]) (unanswered bool) {
 	packets := bufio.NewReader(client)
 	statements := ""
 	for {
 		packet, err := packetOf(packets)
 		if err != nil {
-			return
+			return false
 		}
 		if statement, is := statementOf(packet); is {
+			p.note(statement)
 			if statement == "START TRANSACTION" {
 				statements = ""
 			}
 			statements += statement + "\n"
 			if statement == "COMMIT" {
-				if trap := p.take(statements); trap != nil && !p.spring(trap, caught) {
-					return
+				trap := p.take(statements)
+				if trap != nil && trap.fault == cutAndLate {
+					_ = client.Close()
+					close(trap.sprung)
+					<-trap.release
+					_, err := server.Write(packet)
+					return err == nil
+				}
+				if trap != nil && !p.spring(trap, caught) {
+					return false
 				}
 			}
 		}
 		if _, err := server.Write(packet); err != nil {
-			return
+			return false
 		}
 	}
 }
@@ -397,6 +425,46 @@ func TestOrderWhoseCommitCannotBeResolvedKeepsItsIDForTheNextTry(t *testing.T) {
 		}
 	}
 	atOnce(t, tests)
+}
+
+// While the server is still committing, whoever asks what became of it waits for its locks, in vain if that takes longer
+// than anybody waits for a lock.
+func TestOrderWhoseCommitIsStillUnderWayWhenTheConnectionBreaksIsNotRefused(t *testing.T) {
+	t.Parallel()
+	place := func(t *testing.T) (s *system, trap *commitTrap, answered chan answer) {
+		s, orders := behindCommits(t)
+		trap, answered = orders.arm(commitTrap{fault: cutAndLate, statement: storesOrder}), make(chan answer, 1)
+		go func() {
+			a, err := send(http.MethodPost, s.api+"/v1/orders", goodOrder)
+			if err != nil {
+				t.Error(err)
+			}
+			answered <- a
+		}()
+		trap.wait(t)
+		return s, trap, answered
+	}
+	atOnce(t, map[string]func(t *testing.T){
+		"it ends in time": func(t *testing.T) {
+			s, trap, answered := place(t)
+			<-trap.again // waits for a lock
+			<-trap.again // did so in vain
+			close(trap.release)
+			a := <-answered
+			require.Equal(t, http.StatusCreated, a.status, "%s", a)
+			s.holdsOnce(t, a.order(t).OrderID)
+			s.holdsNothingElse(t, 1)
+		},
+		"it takes longer than the request may": func(t *testing.T) {
+			s, trap, answered := place(t)
+			a := <-answered
+			close(trap.release)
+			require.Equal(t, http.StatusServiceUnavailable, a.status, "%s", a)
+			require.Equal(t, "outcome_unknown", a.problem(t).Code)
+			s.holdsOnce(t, a.problem(t).OrderID)
+			s.holdsNothingElse(t, 1)
+		},
+	})
 }
 
 func TestNothingIsPromisedBeforeTheCommitIsAnswered(t *testing.T) {

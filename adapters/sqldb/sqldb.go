@@ -116,7 +116,7 @@ const (
 // InTx runs fn in a READ COMMITTED transaction on MySQL and in an immediate one on SQLite, and commits unless fn
 // fails. It runs fn again after a deadlock, and when the connection broke at COMMIT: then nobody knows whether the
 // transaction took effect, and it is fn's own unique keys that tell, because they wait for a transaction that is
-// still being committed. Errors come as Error makes them; one that could not be resolved has the code
+// still being committed, as often as it takes. Errors come as Error makes them; one that could not be resolved has the code
 // outcome_unknown.
 func (db *DB) InTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx) error) error {
 	return db.InTxOn(ctx, db.write, fn)
@@ -140,13 +140,13 @@ func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, t
 			db.logger.Warn("the answer to COMMIT was lost; asking the database what it did", "database", db.name, "error", err)
 		}
 		err = db.Error(err)
-		away := domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil
-		retry := db.classify(err) == deadlock && attempt <= deadlockRetries ||
-			unknown != nil && away && time.Now().Before(resolveUntil)
+		// Busy: the first one may hold the locks.
+		unresolved := unknown != nil && (domain.KindOf(err) == domain.Unavailable || domain.KindOf(err) == domain.Busy || ctx.Err() != nil)
+		retry := db.classify(err) == deadlock && attempt <= deadlockRetries || unresolved && time.Now().Before(resolveUntil)
 		if retry && sleep(ctx, backoff(attempt)) {
 			continue
 		}
-		if unknown != nil && away {
+		if unresolved {
 			return db.kind(domain.Unavailable, "outcome_unknown",
 				"the %s database did not say whether it stored this; ask again with the same id or key", unknown)
 		}
@@ -188,9 +188,10 @@ func commit(ctx context.Context, tx *sql.Tx) error {
 
 // outcomeUnknown reports whether err, from COMMIT, leaves open whether the transaction took effect: every error but
 // the server's own refusal, and those with which database/sql did not send the COMMIT. SQLite has no connection that
-// could break: its COMMIT fails, as on a full disk, or does not.
+// could break: its COMMIT fails, as on a full disk, or does not. But one whose sync failed is in the log already, and takes
+// effect if the process ends before another is written over it.
 func (db *DB) outcomeUnknown(err error) bool {
-	return errors.Is(err, errNoAnswer) || db.path == "" && db.classify(err) == unavailable &&
+	return errors.Is(err, errNoAnswer) || isUnsynced(err) || db.path == "" && db.classify(err) == unavailable &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, sql.ErrTxDone)
 }
 

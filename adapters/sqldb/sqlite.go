@@ -189,3 +189,9 @@ func (db *DB) Checkpoint(ctx context.Context) {
 		db.logger.Debug("the write-ahead log stays", "database", db.name, "error", err)
 	}
 }
+
+// isUnsynced reports whether SQLite could not bring something to the disk.
+func isUnsynced(err error) bool {
+	e, ok := errors.AsType[*sqlite.Error](err)
+	return ok && e.Code() == sqlite3.SQLITE_IOERR_FSYNC
+}

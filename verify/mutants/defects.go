@@ -201,7 +201,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 				return err
 			}
 			_, err = tx.ExecContext(ctx, "INSERT INTO outbox (uuid, payload, created_at, event_id, event_key, order_id, available_at) "+
-				"VALUES (?, ?, ?, ?, ?, ?, "+m.db.Now+" + ?)", f.MessageID, envelope, now(), f.MessageID, key, f.OrderID, after.Microseconds())
+				"VALUES (?, ?, ?, ?, ?, ?, "+d.db.Now+" + ?)", f.MessageID, envelope, now(), f.MessageID, key, f.OrderID, after.Microseconds())
 			return err
 		}
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (`,
