@@ -266,6 +266,17 @@ func (trap *commitTrap) wait(t testing.TB) {
 	}
 }
 
+// awaitAgain waits until the statement comes once more.
+func (trap *commitTrap) awaitAgain(t testing.TB) {
+	t.Helper()
+	select {
+	case <-trap.again:
+	case <-time.After(20 * time.Second):
+		close(trap.release)
+		t.Fatal("nobody asked again what became of the COMMIT")
+	}
+}
+
 // statements by which a transaction is known.
 const (
 	storesOrder    = "INSERT INTO order_info"
@@ -447,8 +458,8 @@ func TestOrderWhoseCommitIsStillUnderWayWhenTheConnectionBreaksIsNotRefused(t *t
 	atOnce(t, map[string]func(t *testing.T){
 		"it ends in time": func(t *testing.T) {
 			s, trap, answered := place(t)
-			<-trap.again // waits for a lock
-			<-trap.again // did so in vain
+			trap.awaitAgain(t) // waits for a lock
+			trap.awaitAgain(t) // did so in vain
 			close(trap.release)
 			a := <-answered
 			require.Equal(t, http.StatusCreated, a.status, "%s", a)
