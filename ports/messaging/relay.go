@@ -2,6 +2,7 @@ package messaging
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -18,8 +19,9 @@ type OutboxRelay struct{ forwarder *forwarder.Forwarder }
 // how long Close waits for messages in flight.
 func NewOutboxRelay(name, topic string, outbox message.Subscriber, broker Broker, closeTimeout time.Duration, logger *slog.Logger) (*OutboxRelay, error) {
 	logger = logger.With("relay", name)
-	f, err := forwarder.NewForwarder(outbox, &reportingPublisher{Publisher: broker, logger: logger, failing: map[string]bool{}}, watermillLogger(logger),
-		forwarder.Config{ForwarderTopic: topic, CloseTimeout: closeTimeout})
+	report := &reportingPublisher{Publisher: broker, logger: logger, failing: map[string]bool{}, unreadable: map[string]bool{}}
+	f, err := forwarder.NewForwarder(outbox, report, watermillLogger(logger),
+		forwarder.Config{ForwarderTopic: topic, CloseTimeout: closeTimeout, Middlewares: []message.HandlerMiddleware{report.nameUnreadable}})
 	if err != nil {
 		return nil, err
 	}
@@ -41,8 +43,34 @@ type reportingPublisher struct {
 	message.Publisher
 	logger *slog.Logger
 
-	mu      sync.Mutex
-	failing map[string]bool // topics
+	mu         sync.Mutex
+	failing    map[string]bool // topics
+	unreadable map[string]bool // messages that were named
+}
+
+// unpublishedError is of an event that could be read and not be published.
+type unpublishedError struct{ error }
+
+func (e unpublishedError) Unwrap() error { return e.error }
+
+// mostNamed is how many unreadable events are named: more of them are one trouble.
+const mostNamed = 1000
+
+// nameUnreadable names, once, an event that never comes to Publish because its row holds no envelope.
+func (p *reportingPublisher) nameUnreadable(forward message.HandlerFunc) message.HandlerFunc {
+	return func(msg *message.Message) ([]*message.Message, error) {
+		made, err := forward(msg)
+		if _, read := errors.AsType[unpublishedError](err); err == nil || read {
+			return made, err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if !p.unreadable[msg.UUID] && len(p.unreadable) < mostNamed {
+			p.unreadable[msg.UUID] = true
+			p.logger.Error("an event in the outbox cannot be read, and stays there until its row is mended or deleted", "uuid", msg.UUID, "error", err)
+		}
+		return made, err
+	}
 }
 
 func (p *reportingPublisher) Publish(topic string, messages ...*message.Message) error {
@@ -58,7 +86,10 @@ func (p *reportingPublisher) Publish(topic string, messages ...*message.Message)
 		delete(p.failing, topic)
 		p.logger.Info("events are published again", "topic", topic)
 	}
-	return err
+	if err != nil {
+		return unpublishedError{err}
+	}
+	return nil
 }
 
 // Close does nothing: the broker serves others too.
