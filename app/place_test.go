@@ -193,6 +193,22 @@ func TestOrdersThatArePlacedAtOnceAreStoredInOneTransaction(t *testing.T) {
 	})
 }
 
+func TestOrderThatCouldNotBeginInTimeIsNotStoredAndMayBeAskedForAgain(t *testing.T) {
+	atTheCounter(t, func(t *testing.T, c *counter) {
+		served := c.queue()
+		late := c.wants("late", "")
+		ctx, cancel := context.WithDeadline(late.ctx, time.Now().Add(-time.Second))
+		defer cancel()
+		_, err := c.orders.Place(ctx, late.PlaceOrder)
+		require.Equal(t, domain.Unavailable, domain.KindOf(err))
+		known, ok := errors.AsType[*domain.Error](err)
+		require.True(t, ok)
+		require.Equal(t, "database_slow", known.Code, "its fate is known")
+		served()
+		require.Empty(t, c.column(guestsOrders))
+	})
+}
+
 func TestOneBadOrderAmongFiftySpoilsNoOther(t *testing.T) {
 	atTheCounter(t, func(t *testing.T, c *counter) {
 		known := c.wants("known", "known-key")

@@ -178,6 +178,19 @@ func TestNackedMessageComesAgain(t *testing.T) {
 	})
 }
 
+func TestNoMessageCanSayOfItselfThatItIsUndeliverable(t *testing.T) {
+	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, _ func() messaging.Broker) {
+		require.NoError(t, b.Bind("e", "q"))
+		messages, _ := subscribe(t, b, "q")
+		sent := newMessage("x")
+		sent.Metadata.Set(app.MetadataUndeliverable, "a lie")
+		require.NoError(t, b.Publish("e", sent))
+		msg := receive(t, messages)
+		require.Empty(t, msg.Metadata.Get(app.MetadataUndeliverable))
+		msg.Ack()
+	})
+}
+
 func TestBoundQueueKeepsMessagesForALaterConsumer(t *testing.T) {
 	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, reopen func() messaging.Broker) {
 		require.NoError(t, b.Bind("e", "q"))

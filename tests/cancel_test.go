@@ -335,12 +335,47 @@ func TestRepeatedAndCorrectedAnnouncementsTakeNoRoom(t *testing.T) {
 	})
 }
 
+// Whoever assigns what waits looks once a second by itself, which is long for somebody who is hungry.
+func TestItIsToldAtOnceWhereverRoomIsMadeAtACourier(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		told := func() bool {
+			select {
+			case <-c.dispatches.Room():
+				return true
+			default:
+				return false
+			}
+		}
+		c.addCourier(t, "zhao", 2)
+		require.True(t, told(), "somebody comes")
+		zhao, more := dispatchCourier(t, "zhao"), 3
+		_, err := c.dispatches.ChangeCourier(ctx, zhao, nil, nil, &more)
+		require.NoError(t, err)
+		require.True(t, told(), "somebody takes more")
+		for _, id := range []string{"o1", "o2"} {
+			require.NoError(t, c.dispatches.Assign(ctx, facts(id, order.Placed, 1)))
+		}
+		require.False(t, told(), "nothing made room")
+		_, err = c.dispatches.MarkDelivered(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		require.True(t, told(), "an order is brought")
+		require.NoError(t, c.dispatches.Release(ctx, cancelled(facts("o2", order.Placed, 1))))
+		require.True(t, told(), "an order is cancelled")
+		require.NoError(t, c.dispatches.Release(ctx, cancelled(facts("o3", order.Placed, 1))))
+		require.False(t, told(), "nobody had that one")
+	})
+}
+
 func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	st := production(t)
 	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
 	c.addCourier(t, "zhao", 0)
-	require.NoError(t, c.dispatches.Assign(context.Background(), facts("o1", order.Placed, 1)))
+	for _, id := range []string{"o1", "o2"} {
+		require.NoError(t, c.dispatches.Assign(context.Background(), facts(id, order.Placed, 1)))
+	}
 	zhao, err := dispatch.ParseCourierID("zhao")
 	require.NoError(t, err)
 	store, err := sqlstore.OpenDispatches(st.dispatch, nil, slog.New(slog.DiscardHandler))
@@ -376,7 +411,133 @@ func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.NoError(t, <-changed)
-	require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"), "nothing is on the way")
+	require.Equal(t, 1, count(t, st.dispatch, "SELECT active FROM courier"), "one of two is on the way")
+}
+
+func TestItIsSaidSinceWhenTheOldestOrderWaits(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		young, old := facts("young", order.Placed, 1), facts("old", order.Placed, 1)
+		old.PlacedAt = old.PlacedAt.Add(-time.Hour)
+		for _, f := range []event.Order{young, old} {
+			require.NoError(t, c.dispatches.Assign(context.Background(), f))
+		}
+		b, err := c.dispatches.Backlog(context.Background())
+		require.NoError(t, err)
+		require.Equal(t, dispatch.Backlog{Waiting: 2, Oldest: old.PlacedAt}, b)
+	})
+}
+
+func TestWhoeverDecidesAboutWhatWaitsLeavesOutWhatSomebodyElseHas(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+	ctx := context.Background()
+	for _, id := range []string{"o1", "o2"} {
+		require.NoError(t, c.dispatches.Assign(ctx, facts(id, order.Placed, 1)))
+	}
+	store, err := sqlstore.OpenDispatches(st.dispatch, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+	var has []string
+	decide := func(limit int, then func() error) error {
+		return store.InTx(ctx, func(ctx context.Context, tx app.DispatchTx) error {
+			_, err := tx.Dispatches.UpdateWaiting(ctx, limit, func(waiting []dispatch.Dispatch) (int, error) {
+				for _, d := range waiting {
+					has = append(has, d.Job.OrderID.String())
+				}
+				return 0, then()
+			})
+			return err
+		})
+	}
+	require.NoError(t, decide(1, func() error { return decide(10, func() error { return nil }) }))
+	require.Equal(t, []string{"o1", "o2"}, has, "the oldest for the one, and the rest for the other")
+}
+
+func TestNobodyIsSentWhoGoesOffDutyMeanwhile(t *testing.T) {
+	t.Parallel()
+	st := production(t)
+	c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+	store, err := sqlstore.OpenDispatches(st.dispatch, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+	ctx := context.Background()
+	goes := func(to bool) func(dispatch.Courier) (dispatch.Courier, error) {
+		return func(c dispatch.Courier) (dispatch.Courier, error) { return c.Change(nil, &to, nil) }
+	}
+	for id, capacity := range map[string]int{"limited": 5, "unlimited": 0} {
+		c.addCourier(t, id, capacity)
+		for how, take := range map[string]func(ctx context.Context, tx app.DispatchTx) error{
+			"one":     func(ctx context.Context, tx app.DispatchTx) error { _, err := tx.Couriers.Take(ctx); return err },
+			"several": func(ctx context.Context, tx app.DispatchTx) error { _, err := tx.Couriers.TakeAll(ctx, 2); return err },
+		} {
+			taken := make(chan error, 1)
+			require.NoError(t, store.InTx(ctx, func(ctx context.Context, tx app.DispatchTx) error {
+				if _, err := tx.Couriers.Update(ctx, dispatchCourier(t, id), goes(false)); err != nil {
+					return err
+				}
+				go func() {
+					err := store.InTx(context.Background(), take)
+					for domain.KindOf(err) == domain.Busy { // on a slow machine it is not soon seen that it waits
+						err = store.InTx(context.Background(), take)
+					}
+					taken <- err
+				}()
+				eventually(t, "whoever takes the courier waits for what becomes of them", func() error {
+					waiting := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN "+processlist(t, st.dispatch)+" p "+
+						"ON p.id = trx_mysql_thread_id WHERE p.db = DATABASE() AND trx_state = 'LOCK WAIT'")
+					if len(taken) == 0 && waiting == 0 {
+						return fmt.Errorf("it has not begun")
+					}
+					return nil
+				})
+				return nil
+			}))
+			require.Equal(t, domain.Exhausted, domain.KindOf(<-taken), "%s of a courier who is %s", how, id)
+			require.NoError(t, store.InTx(ctx, func(ctx context.Context, tx app.DispatchTx) error {
+				_, err := tx.Couriers.Update(ctx, dispatchCourier(t, id), goes(true))
+				return err
+			}))
+		}
+		off := false
+		_, err := c.dispatches.ChangeCourier(ctx, dispatchCourier(t, id), nil, &off, nil)
+		require.NoError(t, err)
+	}
+}
+
+func TestWhatIsKnownOfAnOrderIsCorrectedWhateverBecameOfIt(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{AfterPayment: true}, 0, 0)
+		c.addCourier(t, "zhao", 1)
+		ctx := context.Background()
+		name := func(id string) string {
+			d, err := c.dispatches.Get(ctx, orderID(t, id))
+			require.NoError(t, err)
+			return d.Job.Name
+		}
+		f := facts("o1", order.Placed, 1)
+		require.NoError(t, c.dispatches.AssignPlacedMany(ctx, []event.OrderPlaced{{Order: f}}))
+		require.Zero(t, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon"), "it waits to be paid")
+		require.NoError(t, c.dispatches.AssignPaid(ctx, event.PaymentSucceeded{Order: f, Reference: "ref", PaidAt: time.Now()}))
+		f.Name, f.Version = "Kung pao", 2
+		require.ErrorIs(t, c.dispatches.AssignPlacedMany(ctx, []event.OrderPlaced{{Order: f}}), app.ErrAlone)
+		require.NoError(t, c.dispatches.AssignPlaced(ctx, event.OrderPlaced{Order: f}))
+		require.Equal(t, "Kung pao", name("o1"))
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM history WHERE order_id = 'o1' AND step = 'dispatch_corrected'"))
+
+		// It is brought, cancelled too late, and that is announced again as a correction.
+		_, err := c.dispatches.MarkDelivered(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		late := cancelled(f)
+		require.NoError(t, c.dispatches.Release(ctx, late))
+		late.Name, late.Version = "Boiled fish", 4
+		require.NoError(t, c.dispatches.Release(ctx, late))
+		require.Equal(t, "Boiled fish", name("o1"))
+		require.Equal(t, 1, count(t, st.dispatch, "SELECT COUNT(*) FROM platoon WHERE state = 'delivered' AND order_version = 4"))
+		require.Equal(t, 2, count(t, st.dispatch, "SELECT COUNT(*) FROM history WHERE order_id = 'o1' AND step = 'cancelled_after_delivery'"))
+		require.Zero(t, count(t, st.dispatch, "SELECT active FROM courier"))
+	})
 }
 
 func TestDispatchesAndCouriersAreHandledOnTheCommandLine(t *testing.T) {

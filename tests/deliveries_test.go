@@ -118,6 +118,118 @@ func TestManyOrdersAreChangedAsOneAfterTheOtherWouldBe(t *testing.T) {
 	})
 }
 
+// placedAs places an order as the customer's request does.
+func (c *choreography) placedAs(t testing.TB, id string) {
+	t.Helper()
+	_, err := c.orders.Place(context.Background(), app.PlaceOrder{ID: orderID(t, id), Name: "Mapo tofu", Money: money(t, 2850)})
+	require.NoError(t, err)
+}
+
+func TestAssignmentThatIsWrongIsNotRecordedAmongOthers(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		for _, id := range []string{"o1", "o2"} {
+			c.placedAs(t, id)
+		}
+		for _, wrong := range []event.DispatchAssigned{
+			{OrderID: "o2", CourierID: "nobody's id", AssignedAt: time.Now(), Version: 1},
+			{OrderID: "o2", CourierID: "zhao", AssignedAt: time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC), Version: 1},
+		} {
+			err := c.orders.MarkDispatchedMany(context.Background(), []event.DispatchAssigned{assignedTo("o1", "zhao"), wrong})
+			require.Equal(t, domain.Invalid, domain.KindOf(err))
+		}
+		require.Equal(t, 2, count(t, st.order, "SELECT COUNT(*) FROM order_info WHERE status = 'placed'"))
+	})
+}
+
+func TestCourierIsCorrectedOnlyByACorrection(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		c.placedAs(t, "o1")
+		brought := func(by string, correction bool) error {
+			return c.orders.MarkDelivered(ctx, event.DispatchDelivered{
+				OrderID: "o1", CourierID: by, AssignedAt: time.Now(), DeliveredAt: time.Now(), Version: 1, Correction: correction,
+			})
+		}
+		courier := func() string {
+			o, err := c.orders.Get(ctx, orderID(t, "o1"))
+			require.NoError(t, err)
+			return o.CourierID
+		}
+		require.NoError(t, brought("zhao", false))
+		require.NoError(t, brought("qian", false))
+		require.Equal(t, "zhao", courier())
+		require.NoError(t, brought("qian", true))
+		require.Equal(t, "qian", courier())
+		sun := assignedTo("o1", "sun")
+		require.NoError(t, c.orders.MarkDispatched(ctx, sun))
+		require.Equal(t, "qian", courier())
+		sun.Correction = true
+		require.NoError(t, c.orders.MarkDispatched(ctx, sun))
+		require.Equal(t, "sun", courier())
+	})
+}
+
+func TestOrderThatIsAnnouncedAgainComesWithAllThatBecameOfIt(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx := context.Background()
+		c.placedAs(t, "o1")
+		assigned, brought := time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond), time.Now().UTC().Truncate(time.Microsecond)
+		require.NoError(t, c.orders.MarkDelivered(ctx, event.DispatchDelivered{
+			OrderID: "o1", CourierID: "zhao", AssignedAt: assigned, DeliveredAt: brought, Version: 1,
+		}))
+		c.takeOutboxes(t)
+		require.NoError(t, c.orders.Announce(ctx, orderID(t, "o1"), app.Reannouncement{}, "a test"))
+		again := c.takeOutboxes(t)
+		require.Len(t, again, 1)
+		_, e, err := event.Decode[event.OrderPlaced](again[0].id, again[0].body)
+		require.NoError(t, err)
+		require.NoError(t, c.dispatches.AssignPlaced(ctx, e))
+		d, err := c.dispatches.Get(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		require.Equal(t, dispatch.Delivered, d.State)
+		require.Equal(t, "zhao", d.CourierID.String())
+		require.Equal(t, []time.Time{assigned, brought}, []time.Time{d.AssignedAt, d.DeliveredAt})
+		compensation := app.NewCompensation(openStore(t, st.order, sqlstore.OpenOrders), 100)
+		require.NoError(t, compensation.Recreate(ctx, e), "nor does it contradict itself")
+	})
+}
+
+func TestWhatIsAnnouncedAgainSaysThatItCorrectsAndHowFarTheOrderHadCome(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		c.addCourier(t, "zhao", 0)
+		ctx, f := context.Background(), facts("o1", order.Placed, 1)
+		announced := func(announce func(context.Context, order.ID, string) error) announcement {
+			c.takeOutboxes(t)
+			require.NoError(t, announce(ctx, orderID(t, "o1"), "a test"))
+			again := c.takeOutboxes(t)
+			require.Len(t, again, 1)
+			return again[0]
+		}
+		require.NoError(t, c.dispatches.Assign(ctx, f))
+		a := announced(c.dispatches.Announce)
+		_, assigned, err := event.Decode[event.DispatchAssigned](a.id, a.body)
+		require.NoError(t, err)
+		require.True(t, assigned.Correction)
+		_, err = c.dispatches.MarkDelivered(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		a = announced(c.dispatches.Announce)
+		_, brought, err := event.Decode[event.DispatchDelivered](a.id, a.body)
+		require.NoError(t, err)
+		require.True(t, brought.Correction)
+
+		require.NoError(t, c.payments.Charge(ctx, event.OrderPlaced{Order: f}))
+		require.NoError(t, c.payments.Refund(ctx, cancelled(f)))
+		a = announced(c.payments.Announce)
+		_, refunded, err := event.Decode[event.PaymentRefunded](a.id, a.body)
+		require.NoError(t, err)
+		require.Equal(t, order.Cancelled.String(), refunded.Status)
+	})
+}
+
 // inBothDispatches runs the test on the dispatch service's store in each place.
 func inBothDispatches(t *testing.T, test func(t *testing.T, c *choreography, s *sqlstore.Store[app.DispatchTx])) {
 	inBothPlaces(t, func(t *testing.T, st stack) {

@@ -110,6 +110,9 @@ func TestFailuresOfAllDatabasesAreListedAndFoundByWhatIsKnownOfThem(t *testing.T
 		require.Equal(t, "it is 100% wrong", f.Error)
 		require.Nil(t, f.ClosedAt)
 		require.WithinDuration(t, time.Now(), f.FirstFailedAt, time.Minute)
+		at := rfc3339(f.LastFailedAt)
+		require.Equal(t, []string{"payment-1", "dispatch-2", "order-1", "dispatch-1"}, idsOf(s.listFailures(t, "?since="+at).Items), "at this time or later")
+		require.Empty(t, s.listFailures(t, "?until="+at).Items, "before this time")
 	})
 }
 
@@ -155,6 +158,11 @@ func TestFailuresAreGroupedByTheErrorAndNotByTheOrder(t *testing.T) {
 			keep(t, s.order, givenUpBy("order.nobody", newEventID(), id, "order_not_found", "there is no order "+id))
 		}
 		keep(t, s.dispatch, givenUpBy(nobody, "m1", "", "panic", "panic: boom"))
+		keep(t, s.order, givenUpBy("order.nobody", "m2", "o-6", "c", "rare"))
+		largest := decoded[httpapi.FailureGroupsBody](t, mustGet(t, s.api+"/v1/failures/groups?limit=1"), 200)
+		require.Len(t, largest.Items, 1)
+		require.Equal(t, 5, largest.Items[0].Count)
+		alter(t, s.order, "DELETE FROM failure WHERE message_id = 'm2'")
 		groups := decoded[httpapi.FailureGroupsBody](t, mustGet(t, s.api+"/v1/failures/groups"), 200)
 		require.Len(t, groups.Items, 2)
 		g := groups.Items[0]
@@ -525,6 +533,9 @@ func TestMessageTooLargeToBeRetriedStaysOpenAndSaysSo(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		large := givenUpBy("order.nobody", "m1", "", "c", "e")
 		large.Payload = bytes.Repeat([]byte("x"), app.MaxRetryPayload+1)
+		for at := 1; at < len(large.Payload); at += 1000 {
+			large.Payload[at] = byte(at / 1000)
+		}
 		require.NoError(t, s.Keep(t.Context(), large))
 		large.Payload, large.MessageID = large.Payload[1:], "m2"
 		require.NoError(t, s.Keep(t.Context(), large))
@@ -535,6 +546,7 @@ func TestMessageTooLargeToBeRetriedStaysOpenAndSaysSo(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []app.FailureID{{Service: "order", Number: 2}}, retried.IDs, "the largest that can be")
 		require.Equal(t, []app.FailureID{{Service: "order", Number: 1}}, retried.TooLarge)
+		require.True(t, bytes.Equal(large.Payload, waitingRetries(t, s)[0].payload), "it comes to its consumer as it was")
 		require.Equal(t, 1, countIn(t, s, "SELECT COUNT(*) FROM failure WHERE state = 'open'"))
 	})
 }

@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"takeout/ports/httpapi"
+	"takeout/service"
 )
 
 // embeddedProcess is the program as its users start it first: one process, nothing installed.
@@ -772,6 +775,29 @@ func TestDocumentationLoadsNothingFromOtherHosts(t *testing.T) {
 	require.GreaterOrEqual(t, loaded, 2, "scripts and styles come from here")
 	// Swagger UI asks a service of its makers to validate the document, unless told not to.
 	require.Regexp(t, `validatorUrl:\s*(null|"none"|'none'|"")`, string(a.body))
+}
+
+func TestEventsThatWaitForLongMakeAProcessDegradedAndNotUnready(t *testing.T) {
+	t.Parallel()
+	s := startWith(t, production(t), func(cfg *service.Config) { cfg.Roles = []string{"order", "dispatch"} }) // and nobody relays
+	s.place(t, "x", 1)
+	ready := func() (int, string) {
+		a := mustGet(t, s.api+"/readyz")
+		var h httpapi.Health
+		require.NoError(t, json.Unmarshal(a.body, &h), "%s", a)
+		check := h.Checks["outbox order"]
+		return a.status, fmt.Sprint(h.Status, " ", check.OK)
+	}
+	eventually(t, "one that came just now is nothing to worry about", func() error {
+		if _, is := ready(); is != "ready true" {
+			return errors.New(is)
+		}
+		return nil
+	})
+	alter(t, s.order, "UPDATE outbox SET created_at = created_at - INTERVAL 2 MINUTE")
+	status, is := ready()
+	require.Equal(t, "degraded false", is)
+	require.Equal(t, http.StatusOK, status, "it can take orders")
 }
 
 func TestHealthAndMetricsAnswer(t *testing.T) {

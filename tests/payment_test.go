@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -319,5 +321,86 @@ func TestPaymentIsTakenUpWhereItWasInterrupted(t *testing.T) {
 		err = handle(refund, announcementOf(t, other))
 		require.Equal(t, domain.Invalid, domain.KindOf(err))
 		require.True(t, gateway.held["lost-answer"])
+	})
+}
+
+func TestPaymentFollowsTheOrderAsItIsCorrected(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx, f := context.Background(), facts("o1", order.Placed, 1)
+		require.NoError(t, c.payments.Charge(ctx, event.OrderPlaced{Order: f}))
+		f.Name, f.Version = "Kung pao", 3
+		require.ErrorIs(t, c.payments.Charge(ctx, event.OrderPlaced{Order: f}), app.ErrDuplicate, "it is paid")
+		f.Name, f.Version = "Boiled fish", 2
+		require.Equal(t, domain.Invalid, domain.KindOf(c.payments.Charge(ctx, event.OrderPlaced{Order: f})), "what is older corrects nothing")
+		p, err := c.payments.Get(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		require.Equal(t, "Kung pao", p.Bill.Name)
+		require.EqualValues(t, 3, p.Bill.Version)
+		require.Equal(t, payment.Succeeded, p.State)
+		require.Equal(t, 1, count(t, st.payment, "SELECT COUNT(*) FROM history WHERE order_id = 'o1' AND step = 'payment_corrected'"))
+		require.Equal(t, 1, count(t, st.payment, "SELECT COUNT(*) FROM outbox WHERE order_id = 'o1'"), "its payment is announced once")
+	})
+}
+
+// gatewayOf is a gateway that answers what the test says.
+type gatewayOf struct {
+	charge func(ctx context.Context) (string, error)
+	cancel func(ctx context.Context) error
+}
+
+func (g gatewayOf) Charge(ctx context.Context, _ order.Terms) (string, error) { return g.charge(ctx) }
+func (g gatewayOf) Cancel(ctx context.Context, _ order.Terms) error           { return g.cancel(ctx) }
+
+func TestNoCallOfTheGatewayMayLastForEver(t *testing.T) {
+	t.Parallel()
+	limited := func(ctx context.Context) error {
+		if _, is := ctx.Deadline(); !is {
+			return errors.New("a gateway that does not answer would be waited for for ever")
+		}
+		return nil
+	}
+	store := openStore(t, "sqlite:"+filepath.Join(t.TempDir(), "payment.db"), openPayments)
+	payments := app.NewPayments(store, gatewayOf{
+		charge: func(ctx context.Context) (string, error) { return "ref", limited(ctx) },
+		cancel: limited,
+	})
+	f := facts("o1", order.Placed, 1)
+	require.NoError(t, payments.Charge(context.Background(), event.OrderPlaced{Order: f}))
+	require.NoError(t, payments.Refund(context.Background(), cancelled(f)))
+}
+
+func TestRefusalIsKeptHoweverMuchTheGatewaySaysAboutIt(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		store := openStore(t, st.payment, openPayments)
+		refusal := strings.Repeat("饱", 300)
+		payments := app.NewPayments(store, gatewayOf{charge: func(context.Context) (string, error) {
+			return "", domain.Errorf(domain.Conflict, "payment_refused", "%s", refusal)
+		}})
+		require.NoError(t, payments.Charge(context.Background(), event.OrderPlaced{Order: facts("o1", order.Placed, 1)}))
+		p, err := payments.Get(context.Background(), orderID(t, "o1"))
+		require.NoError(t, err)
+		require.Equal(t, payment.Refused, p.State)
+		require.Equal(t, refusal[:200*len("饱")], p.Reason)
+	})
+}
+
+func TestPointsOfAnOrderAreEnteredAndAnnouncedOnceUnderWhateverEvents(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		ctx, f := context.Background(), facts("o1", order.Placed, 1)
+		paid := event.PaymentSucceeded{Order: f, Reference: "ref", PaidAt: time.Now()}
+		refunded := event.PaymentRefunded{Order: f, Reference: "ref", RefundedAt: time.Now()}
+		require.NoError(t, c.points.Award(ctx, paid))
+		require.ErrorIs(t, c.points.Award(ctx, paid), app.ErrDuplicate)
+		require.Equal(t, 1, count(t, st.points, "SELECT COUNT(*) FROM outbox"))
+		require.NoError(t, c.points.Revoke(ctx, refunded))
+		require.ErrorIs(t, c.points.Revoke(ctx, refunded), app.ErrDuplicate)
+		require.ErrorIs(t, c.points.Award(ctx, paid), app.ErrDuplicate)
+		entries, err := c.points.Entries(ctx, orderID(t, "o1"))
+		require.NoError(t, err)
+		require.Len(t, entries, 2)
+		require.EqualValues(t, 28, entries[0].Points, "the oldest first")
+		require.EqualValues(t, -28, entries[1].Points)
 	})
 }

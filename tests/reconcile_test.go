@@ -632,6 +632,44 @@ func TestRepairThatDoesNotLastIsLeftToAPerson(t *testing.T) {
 	require.Equal(t, 1, r.Person)
 }
 
+func TestMessageThatAPersonRetriesStillKeepsItsOrderFromBeingRepaired(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", "m1", "o1", "c", "e")))
+		for state, want := range map[string]bool{app.FailureOpen: true, app.FailureRetrying: true, app.FailureResolved: false, app.FailureDiscarded: false} {
+			_, err := s.DB().Writer().Exec("UPDATE failure SET state = ?", state)
+			require.NoError(t, err)
+			flights, err := sqlstore.NewBook(s.DB()).Flights(t.Context(), []string{"o1", "o2"})
+			require.NoError(t, err)
+			require.Equal(t, want, flights["o1"].Failures, state)
+			require.Zero(t, flights["o2"])
+		}
+	})
+}
+
+func TestLeaseIsGivenBackOnlyByWhoHasItAndAHundredReportsAreKept(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		findings := sqlstore.NewFindings(s.DB())
+		leads := func(owner string) bool {
+			leader, err := findings.Lease(t.Context(), owner, time.Minute)
+			require.NoError(t, err)
+			return leader
+		}
+		require.True(t, leads("zhao"))
+		require.True(t, leads("zhao"), "who has it keeps it")
+		require.NoError(t, findings.Release(t.Context(), "qian"))
+		require.False(t, leads("qian"))
+		require.NoError(t, findings.Release(t.Context(), "zhao"))
+		require.True(t, leads("qian"))
+		for i := range 103 {
+			require.NoError(t, findings.SaveReport(t.Context(), reconcile.Report{StartedAt: time.Now(), InFlight: i}))
+		}
+		require.Equal(t, 100, countIn(t, s, "SELECT COUNT(*) FROM reconcile_report"))
+		last, _, err := findings.LastReport(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 102, last.InFlight)
+	})
+}
+
 func TestExitCodeOfReconcileSaysWhetherTheServicesAgree(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		env := map[string]string{
@@ -658,6 +696,12 @@ func TestExitCodeOfReconcileSaysWhetherTheServicesAgree(t *testing.T) {
 		require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ?", id))
 		alter(t, s.dispatch, "UPDATE platoon SET order_money = 1 WHERE orderId = ?", money)
 		require.Equal(t, 1, run(t, env, "reconcile", "--repair").code, "a person must decide")
+
+		alter(t, s.dispatch, "ALTER TABLE reconcile_dirty RENAME TO gone")
+		partly := run(t, env, "reconcile", "-o", "table")
+		require.Equal(t, 2, partly.code, "%s", partly)
+		require.Contains(t, partly.stdout, "it cannot be told whether the services agree")
+		alter(t, s.dispatch, "ALTER TABLE gone RENAME TO reconcile_dirty")
 
 		run(t, env, "reconcile", "--from=2026-01-02T00:00:00Z", "--to=2026-01-01T00:00:00Z").complains(t, 2, "later than from")
 		run(t, env, "reconcile", "--to=2999-01-01T00:00:00Z").complains(t, 2, "future")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -44,6 +45,30 @@ func texts(t testing.TB, db *sql.DB, query string) []string {
 	require.NoError(t, rows.Err())
 	slices.Sort(all)
 	return all
+}
+
+// An answer that is forgotten while its key may still be used would be an order placed twice.
+func TestEachRowIsKeptForAsLongAsTheSettingOfItsKindSays(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		hash := make([]byte, 32)
+		insert(t, s.DB(), "inbox", "consumer", "c", "event_id", "e", "body_hash", hash, "handled_at", hoursAgo(100))
+		insert(t, s.DB(), "idempotency_answer", "request_key", []byte("k"), "fingerprint", hash, "orderId", "x", "body", "x", "created_at", hoursAgo(100))
+		insert(t, s.DB(), "history", "order_id", "o1", "at", hoursAgo(100), "step", "x", "detail", "x")
+		for _, row := range []struct {
+			keep sqlstore.Retention
+			want map[string]int
+		}{
+			{sqlstore.Retention{Dedup: 200 * time.Hour, Failures: time.Hour, History: 200 * time.Hour}, map[string]int{}},
+			{sqlstore.Retention{Dedup: 200 * time.Hour, Failures: time.Hour, History: time.Hour}, map[string]int{"history": 1}},
+			{sqlstore.Retention{Dedup: 90 * time.Hour, Failures: time.Hour, History: time.Hour}, map[string]int{"idempotency_answer": 1}},
+			{sqlstore.Retention{Dedup: 70 * time.Hour, Failures: time.Hour, History: time.Hour}, map[string]int{"inbox": 1}},
+		} {
+			pruned, err := s.Prune(t.Context(), row.keep)
+			require.NoError(t, err)
+			maps.DeleteFunc(pruned, func(_ string, n int) bool { return n == 0 })
+			require.Equal(t, row.want, pruned, "%+v", row.keep)
+		}
+	})
 }
 
 func TestWhatIsOldIsDeletedAndNothingElse(t *testing.T) {

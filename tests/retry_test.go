@@ -465,6 +465,7 @@ func TestFailureIsClosedWhenItsRetryIsHandledAndOpenedWhenItFailsAgain(t *testin
 		retried(t, s, id, "", 0)
 		msg = receive(t, messages)
 		require.NoError(t, s.Resolve(ctx, id))
+		require.Zero(t, rowsIn(t, s, "SELECT COUNT(*) FROM retry"), "what is closed is not retried, whether the ack has come or not")
 		require.NoError(t, s.Resolve(ctx, id))
 		msg.Ack()
 		require.Equal(t, "resolved, closed after 8 attempts, 2 times", failureIs(t, s, id))

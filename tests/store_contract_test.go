@@ -305,6 +305,7 @@ func TestRowsThatWereTakenAndNotHandedOutSpendNoAttempt(t *testing.T) {
 			messages, reader := readOutbox(t, s, sqlqueue.Config{DeliveryLimit: 1})
 			require.Empty(t, receive(t, messages).Metadata[app.MetadataUndeliverable])
 			require.NoError(t, reader.Close())
+			require.Equal(t, 1, countIn(t, s, "SELECT COUNT(*) FROM outbox WHERE available_at > 0"), "the others are anybody's at once")
 			// The one that was handed out is still leased, and has had its attempt.
 			_, err := s.DB().Writer().Exec("UPDATE outbox SET attempts = 0, available_at = 0 WHERE available_at > 0")
 			require.NoError(t, err)
@@ -312,6 +313,62 @@ func TestRowsThatWereTakenAndNotHandedOutSpendNoAttempt(t *testing.T) {
 		var most int
 		require.NoError(t, s.DB().Reader().QueryRow("SELECT MAX(attempts) FROM outbox").Scan(&most))
 		require.Zero(t, most)
+	})
+}
+
+func TestItIsSaidSinceWhenTheOldestEventWaits(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		_, oldest, err := s.Pending(t.Context(), 10)
+		require.NoError(t, err)
+		require.Zero(t, oldest)
+		storeOrder(t, s, "o1")
+		hourAgo := time.Now().Add(-time.Hour).UTC().Truncate(time.Microsecond)
+		_, err = s.DB().Writer().Exec("UPDATE outbox SET created_at = ?", hourAgo)
+		require.NoError(t, err)
+		storeOrder(t, s, "o2")
+		n, oldest, err := s.Pending(t.Context(), 10)
+		require.NoError(t, err)
+		require.Equal(t, 2, n)
+		require.Equal(t, hourAgo, oldest)
+	})
+}
+
+func TestLeaseOfAMessageInFlightIsRenewed(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		storeOrder(t, s, "o1")
+		messages, _ := readOutbox(t, s, sqlqueue.Config{Lease: 2 * time.Second})
+		held := receive(t, messages)
+		defer held.Ack()
+		ends := countIn(t, s, "SELECT available_at FROM outbox")
+		eventually(t, "the lease ends later, and nobody took the row once more", func() error {
+			if countIn(t, s, fmt.Sprint("SELECT COUNT(*) FROM outbox WHERE attempts = 1 AND available_at > ", ends)) != 1 {
+				return errors.New("it was not renewed")
+			}
+			return nil
+		})
+	})
+}
+
+func TestRowThatFailedRestsAndIsCountedAsFailed(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		for i := range 3 {
+			storeOrder(t, s, fmt.Sprint("o", i))
+		}
+		var acked, nacked atomic.Int64
+		messages, _ := readOutbox(t, s, sqlqueue.Config{
+			Backoff:   func(int) int64 { return time.Hour.Microseconds() },
+			OnSettled: func(a, n int) { acked.Add(int64(a)); nacked.Add(int64(n)) },
+		})
+		receive(t, messages).Nack()
+		receive(t, messages).Ack()
+		receive(t, messages).Ack()
+		eventually(t, "all are settled", func() error {
+			if acked.Load() != 2 || nacked.Load() != 1 {
+				return fmt.Errorf("%d were acked and %d nacked", acked.Load(), nacked.Load())
+			}
+			return nil
+		})
+		require.Equal(t, 1, countIn(t, s, "SELECT COUNT(*) FROM outbox WHERE available_at > "+s.DB().Now+" + 1800000000"), "it rests as long as it should")
 	})
 }
 

@@ -84,6 +84,71 @@ func (c *consumer) handleAs(useCase func() error) message.HandlerFunc {
 	return handle
 }
 
+func TestWhatBecomesOfMessagesIsCountedAndTheLogSaysOfWhichOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		registry, log := prometheus.NewRegistry(), &strings.Builder{}
+		all, err := NewConsumers(Acceptance{}, []time.Duration{5 * time.Second}, time.Second, NewMetrics(registry), slog.New(slog.NewTextHandler(log, nil)))
+		require.NoError(t, err)
+		c := &consumer{Consumers: all, route: Route{Queue: "q"}, failures: &record{}, pause: pause{logger: all.logger}, logger: all.logger}
+		for id, fails := range map[string]error{
+			"handled": nil, "duplicate": app.ErrDuplicate, "delayed": domain.Errorf(domain.NotFound, "order_not_found", "early"),
+			"kept": domain.Errorf(domain.Invalid, "wrong", "wrong"),
+		} {
+			msg := message.NewMessage(id, []byte(`{"subject":"o-`+id+`"}`))
+			msg.SetContext(t.Context())
+			_, err := c.handleAs(func() error { return fails })(msg)
+			require.NoError(t, err)
+		}
+		counted := map[string]float64{}
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		for _, family := range families {
+			for _, m := range family.GetMetric() {
+				name := family.GetName()
+				for _, label := range m.GetLabel() {
+					name += " " + label.GetValue()
+				}
+				counted[name] = m.GetCounter().GetValue()
+			}
+		}
+		delete(counted, "takeout_handling_seconds q")
+		require.Equal(t, map[string]float64{
+			"takeout_handled_total false q": 1, "takeout_handled_total true q": 1,
+			"takeout_retries_delayed_total q 1": 1, "takeout_failures_total permanent q": 1,
+		}, counted)
+		require.Contains(t, log.String(), "message_id=delayed order_id=o-delayed")
+		require.Contains(t, log.String(), "message_id=kept order_id=o-kept")
+	})
+}
+
+// It failed, and would spoil again for the others what is done for all of them in one transaction.
+func TestMessageThatFailedIsTriedAgainApartFromOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var apart []bool
+		c, msg := newConsumer(t, &record{}), message.NewMessage("m", nil)
+		msg.SetContext(t.Context())
+		handle := func(msg *message.Message) ([]*message.Message, error) {
+			if apart = append(apart, app.IsApart(msg.Context())); len(apart) == 1 {
+				return nil, errors.New("it failed")
+			}
+			return nil, nil
+		}
+		for _, around := range slices.Backward(c.middlewares()) {
+			handle = around(handle)
+		}
+		_, err := handle(msg)
+		require.NoError(t, err)
+		require.Equal(t, []bool{false, true}, apart)
+	})
+}
+
+func TestWhatMessagesHoldIsNotInWatermillsLines(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []any{"topic", "order.placed"}, attrs(map[string]any{"payload": "secret", "metadata": "secret", "topic": "order.placed"}))
+}
+
 func TestWhatBecomesOfAMessageThatFails(t *testing.T) {
 	t.Parallel()
 	early := domain.Errorf(domain.NotFound, "order_not_found", "early")
