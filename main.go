@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -238,6 +239,9 @@ func greet(out output, cfg service.Config, addr string) {
 		if setting.Value != "" && strings.HasSuffix(setting.Flag, "-url") {
 			fmt.Fprintf(out.out, "  %-24s %s\n", strings.TrimPrefix(strings.TrimSuffix(setting.Flag, "-url"), "--"), setting.Value)
 		}
+	}
+	if !slices.Contains(cfg.Roles, "all") && !slices.Contains(cfg.Roles, "order") {
+		return // orders are placed elsewhere
 	}
 	fmt.Fprintf(out.out, "\nPlace an order, and see who brings it:\n\n"+
 		"  curl -i %s/v1/orders -H 'Content-Type: application/json' -d '{\"name\":\"Mapo tofu\",\"amount\":2850}'\n"+

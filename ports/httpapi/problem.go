@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -97,9 +99,43 @@ func (s *server) problem(ctx context.Context, err error) *Problem {
 	switch known.Kind {
 	case domain.Busy, domain.Unavailable, domain.Exhausted:
 		p.retryAfter = "1"
-		s.logger.Warn("a request cannot be served now", "request_id", requestID(ctx), "code", known.Code, "error", err)
+		if tell, leftOut := s.refusals.tell(known.Code, time.Now()); tell {
+			s.logger.Warn("a request cannot be served now", "request_id", requestID(ctx), "code", known.Code, "error", err, "left_out_before", leftOut)
+		}
 	}
 	return p
+}
+
+// refusals keep one trouble from flooding the log, which is needed most then.
+type refusals struct {
+	mu     sync.Mutex
+	byCode map[string]refused
+}
+
+// refused is how often requests were refused with a code since then, and of them those that were not told.
+type refused struct {
+	since         time.Time
+	times, untold int
+}
+
+// mostTold is how many refusals with one code are told in a second.
+const mostTold = 10
+
+// tell says whether another refusal is to be told now, and how many before it were not.
+func (r *refusals) tell(code string, now time.Time) (tell bool, untold int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	one := r.byCode[code]
+	if now.Sub(one.since) >= time.Second {
+		one.since, one.times = now, 0
+	}
+	if one.times++; one.times > mostTold {
+		one.untold++
+	} else {
+		tell, untold, one.untold = true, one.untold, 0
+	}
+	r.byCode[code] = one
+	return tell, untold
 }
 
 // humaProblem makes a Problem of what huma finds wrong before a handler runs. With bodies decoded by us, a 422 of

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -75,4 +76,25 @@ func TestPanicIsAnsweredAndLogged(t *testing.T) {
 	require.Contains(t, answer.Body.String(), `"code":"internal_error"`)
 	require.NotContains(t, answer.Body.String(), "hunter2")
 	require.Contains(t, log.String(), "panic=hunter2")
+}
+
+func TestRefusalsOfOneKindDoNotFloodTheLogAndAreCounted(t *testing.T) {
+	t.Parallel()
+	r := refusals{byCode: map[string]refused{}}
+	now := time.Now()
+	told := func(code string, times int) (lines, leftOut int) {
+		for range times {
+			if tell, untold := r.tell(code, now); tell {
+				lines, leftOut = lines+1, leftOut+untold
+			}
+		}
+		return lines, leftOut
+	}
+	lines, leftOut := told("database_unavailable", 500)
+	require.Equal(t, []int{10, 0}, []int{lines, leftOut})
+	lines, leftOut = told("lock_wait", 1)
+	require.Equal(t, []int{1, 0}, []int{lines, leftOut}, "another trouble is told")
+	now = now.Add(time.Second)
+	lines, leftOut = told("database_unavailable", 20)
+	require.Equal(t, []int{10, 490}, []int{lines, leftOut})
 }

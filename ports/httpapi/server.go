@@ -69,7 +69,8 @@ type Check struct {
 
 type server struct {
 	Config
-	logger *slog.Logger
+	logger   *slog.Logger
+	refusals refusals
 }
 
 // useProblems makes huma answer with Problem. huma has this one hook for the whole program.
@@ -78,7 +79,7 @@ var useProblems = sync.OnceFunc(func() { huma.NewError = humaProblem })
 // New returns the handler of the whole API.
 func New(cfg Config, logger *slog.Logger) http.Handler {
 	useProblems()
-	s := &server{cfg, logger}
+	s := &server{Config: cfg, logger: logger, refusals: refusals{byCode: map[string]refused{}}}
 	mux := http.NewServeMux()
 
 	config := huma.DefaultConfig("takeout", cfg.Version)

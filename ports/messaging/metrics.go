@@ -28,7 +28,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Name: "takeout_failures_total", Help: "Messages given up and kept for a person, by handler and class of error.",
 		}, []string{"handler", "class"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "takeout_handling_seconds", Help: "Time from a message's delivery to the end of its handling, retries included.",
+			Name: "takeout_handling_seconds", Help: "Time that it took to handle a message, without attempts that failed before.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60},
 		}, []string{"handler"}),
 	}
