@@ -80,7 +80,7 @@ func (w when) String() string {
 	return w.UTC().Format(time.RFC3339Nano)
 }
 
-// query is what list and groups ask for.
+// failureQuery is what list and groups ask for.
 type failureQuery struct {
 	client
 	failureFilter
@@ -307,7 +307,7 @@ func (c *failuresRetryCmd) Run(out output) error {
 	case c.Rate < 1 || c.Rate > 1000:
 		return usage(fmt.Errorf("--rate: must be between 1 and 1000"))
 	case len(c.IDs) > 0 && (len(filter) > 0 || c.All || c.DryRun):
-		return usage(fmt.Errorf("say either ids or a filter; a filter has a --dry-run"))
+		return usage(fmt.Errorf("give either ids or a filter; --dry-run works with a filter only"))
 	case len(c.IDs) > 0:
 		return c.actOnEach(out, c.IDs, "retry", map[string]any{"reason": c.Reason})
 	case len(filter) == 0 && !c.All:

@@ -71,6 +71,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	warnUnknown(stderr, parser.Model)
+	if len(args) > 0 && args[0] == "help" {
+		args = append(args[1:], "--help")
+	}
 	command, err := parser.Parse(args)
 	if err != nil {
 		fmt.Fprintln(stderr, "takeout:", err)
@@ -120,7 +123,7 @@ func refuseSecrets(args []string) error {
 				flag = "a flag"
 			}
 			return fmt.Errorf("%s has a password on the command line, which every user of this machine can read; "+
-				"put the URL into its environment variable, or into a file named by the variable with _FILE behind it", flag)
+				"put the URL into its environment variable, or into a file that the variable with _FILE appended to its name points to", flag)
 		}
 	}
 	return nil
@@ -298,7 +301,7 @@ type doctorCmd struct {
 	formatFlag
 }
 
-// Run examines the dependencies. It fails if one is out of order.
+// Run examines the dependencies. It fails if one does not work.
 func (c *doctorCmd) Run(out output) error {
 	diagnoses := service.Doctor(context.Background(), c.Config, slog.New(slog.DiscardHandler))
 	sick := 0

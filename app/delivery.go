@@ -77,8 +77,8 @@ const (
 	deliveryPatience = 100 * time.Millisecond
 )
 
-// HandleTogether returns one, the handler of a message, for messages that come at the same time: those that wait while
-// others are being handled are then handled by many, in one transaction. many does for each what one does, or returns an
+// HandleTogether returns a handler that calls one for a message that comes alone, and many for those that waited while
+// others were being handled: they share a transaction. many does for each what one does, or returns an
 // error and does nothing: then those that the inbox knows are told so, and others are tried again in smaller numbers, in
 // the end by one, in their own goroutines. Messages that are Apart do not come to many.
 //

@@ -70,7 +70,7 @@ type History interface {
 
 // Outbox stores events next to the state that they announce; a relay sends them after the commit.
 type Outbox interface {
-	// Publish stores the events, to be sent in this order as far as they are about the same order.
+	// Publish stores the events. Those about one order are sent in the sequence given; across orders none is promised.
 	Publish(ctx context.Context, events ...event.Event) error
 }
 

@@ -55,7 +55,7 @@ var places = []Point{
 	{Name: "order.cancel/after-commit", Where: "cancellation and event are stored; nobody is told", Roles: order},
 
 	{Name: "outbox/claimed", Where: "events are leased; none is published", Roles: relay},
-	{Name: "outbox/acked", Where: "the broker has events for sure; they are still in the outbox", Roles: relay},
+	{Name: "outbox/acked", Where: "the broker has confirmed events; they are still in the outbox", Roles: relay},
 	{Name: "outbox/deleted", Where: "events that the broker has are deleted; COMMIT is not sent", Roles: relay},
 	{Name: "rabbitmq/published", Where: "an event is sent to the broker; it has not confirmed it", Roles: relay, Broker: "amqp"},
 	{Name: "rabbitmq/confirmed", Where: "the broker has confirmed an event; the relay does not know it yet", Roles: relay, Broker: "amqp"},

@@ -19,7 +19,7 @@ const (
 	Conflict         // the state of what is stored forbids it
 	Busy             // somebody else is changing the very same thing right now; ask again
 	Exhausted        // what is needed is all in use right now; ask again
-	Unavailable      // a dependency is away or out of order; the input is not the problem
+	Unavailable      // a dependency is away or does not work; the input is not the problem
 )
 
 // Error is an error with a kind and a code. The message is written for the person who can act on it and never

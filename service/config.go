@@ -20,7 +20,7 @@ import (
 )
 
 // Config is everything that can be set. The tags are kong's: a flag, an environment variable, a default and a line of
-// help each. A secret may also come from the file that the variable with _FILE behind its name points to.
+// help each. A secret may also come from the file that the variable with _FILE appended to its name points to.
 type Config struct {
 	HTTPAddr string   `name:"http-addr" env:"TAKEOUT_HTTP_ADDR" default:"127.0.0.1:8080" help:"Address to serve HTTP on."`
 	Roles    []string `env:"TAKEOUT_ROLES" default:"all" help:"What this process does: all, or some of order,relay,dispatch,compensation,payment,points,reconcile."`
@@ -52,7 +52,7 @@ type Config struct {
 	ReconcileEvery  time.Duration `name:"reconcile-every" env:"TAKEOUT_RECONCILE_EVERY" default:"1m" help:"How often the databases are compared; 0 for never."`
 	ReconcileGrace  time.Duration `name:"reconcile-grace" env:"TAKEOUT_RECONCILE_GRACE" default:"1m" help:"Differences that are younger are ignored."`
 	ReconcileRepair bool          `name:"reconcile-repair" env:"TAKEOUT_RECONCILE_REPAIR" default:"true" negatable:"" help:"Repair what the comparison finds."`
-	ReconcileBudget int           `name:"reconcile-budget" env:"TAKEOUT_RECONCILE_BUDGET" default:"1000" help:"The most repairs of one comparison."`
+	ReconcileBudget int           `name:"reconcile-budget" env:"TAKEOUT_RECONCILE_BUDGET" default:"1000" help:"At most this many repairs in one comparison."`
 
 	Migrate      bool          `env:"TAKEOUT_MIGRATE" default:"true" negatable:"" help:"Bring the databases up to date at start; otherwise only check them."`
 	Prefetch     int           `env:"TAKEOUT_PREFETCH" default:"200" help:"The most messages in flight for each queue (1 to 5000)."`

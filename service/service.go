@@ -312,7 +312,7 @@ func (s *Service) serveHTTP() error {
 	handler := httpapi.New(api, s.logger)
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", s.cfg.HTTPAddr)
 	if err != nil {
-		return setting("http-addr", "cannot listen on %s: %w; is another program using the port?", s.cfg.HTTPAddr, err)
+		return setting("http-addr", "cannot listen on %s: %w; another program may use the port, or the address is not of this machine", s.cfg.HTTPAddr, err)
 	}
 	s.listener, s.http = listener, httpapi.NewServer(handler, s.logger)
 	s.run("HTTP", func() error {
@@ -370,7 +370,7 @@ func (s *Service) consume() error {
 
 func (s *Service) relay() error {
 	published := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "takeout_outbox_published_total", Help: "Events from the outbox, by whether the broker has them for sure.",
+		Name: "takeout_outbox_published_total", Help: "Events from the outbox, by whether the broker has confirmed them.",
 	}, []string{"outbox", "result"})
 	s.registry.MustRegister(published)
 	for _, db := range s.databases {

@@ -237,7 +237,7 @@ func TestVersionAndHelpAnswer(t *testing.T) {
 	version := run(t, nil, "version")
 	require.Equal(t, 0, version.code)
 	require.Regexp(t, `^takeout \S+\n$`, version.stdout)
-	for _, args := range [][]string{{"--help"}, {"serve", "--help"}, {"order", "--help"}, {"order", "place", "--help"}} {
+	for _, args := range [][]string{{"--help"}, {"help"}, {"help", "order"}, {"serve", "--help"}, {"order", "--help"}, {"order", "place", "--help"}} {
 		help := run(t, nil, args...)
 		require.Equal(t, 0, help.code, "%s", help)
 		require.Contains(t, help.stdout, "Usage: takeout")

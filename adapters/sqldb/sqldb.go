@@ -1,6 +1,6 @@
 // Package sqldb opens a database by URL and runs transactions on it: MySQL or MariaDB for production, SQLite for a
-// machine with nothing installed. What differs between the two is in mysql.go and sqlite.go, and nowhere else but in
-// the migrations.
+// machine with nothing installed. What differs between the two is behind Dialect, in mysql.go and sqlite.go, and in
+// the migrations; where Engine is asked elsewhere, the reason stands beside it.
 package sqldb
 
 import (
@@ -212,7 +212,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // IsDuplicate reports whether err says that a unique key is taken.
 func (db *DB) IsDuplicate(err error) bool { return db.classify(err) == duplicate }
 
-// Error gives an error of the database its kind: Unavailable if the database is away or out of order, Busy if
+// Error gives an error of the database its kind: Unavailable if the database is away or does not work, Busy if
 // somebody holds a lock for too long, Invalid if it will never take a value. Errors that have a kind, and nil, stay
 // as they are.
 func (db *DB) Error(err error) error {

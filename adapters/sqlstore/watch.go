@@ -21,7 +21,7 @@ import (
 // minutes are marked as compared.
 const fresh = 5
 
-// watch makes the triggers of the service's table that are missing, and warns if it must not.
+// watch makes the triggers of the service's table that are missing, and warns if it is not allowed to.
 func watch(ctx context.Context, db *sqldb.DB, logger *slog.Logger) error {
 	var have []string
 	// In a transaction, which runs again: when another process makes triggers, Galera ends whatever looks for them.

@@ -22,7 +22,7 @@ type Finding struct {
 	Repairs    int                 `json:"repairs"`
 	FirstSeen  time.Time           `json:"first_seen"`
 	LastSeen   time.Time           `json:"last_seen"`
-	RepairedAt *time.Time          `json:"repaired_at,omitempty" doc:"Last."`
+	RepairedAt *time.Time          `json:"repaired_at,omitempty" doc:"When it was repaired last."`
 	ResolvedAt *time.Time          `json:"resolved_at,omitempty"`
 	Minute     int64               `json:"-"` // in which the order was placed, since 1970
 

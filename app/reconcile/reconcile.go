@@ -84,7 +84,7 @@ type Record struct {
 	Currency  string    `json:"currency,omitempty"`
 	CourierID string    `json:"courier_id,omitempty"`
 	Points    int64     `json:"points,omitempty"`
-	Version   int64     `json:"version,omitempty" doc:"Of the order."`
+	Version   int64     `json:"version,omitempty" doc:"Version of the order."`
 	PlacedAt  time.Time `json:"placed_at"`
 	ChangedAt time.Time `json:"changed_at"` // by what happened to the order last
 }

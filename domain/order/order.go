@@ -74,7 +74,7 @@ func Place(id ID, name string, money domain.Money, at time.Time) (*Order, error)
 		return nil, err
 	}
 	if money.IsZero() {
-		return nil, domain.InvalidField("amount", "amount_out_of_range", "an order costs something")
+		return nil, domain.InvalidField("amount", "amount_out_of_range", "amount must be set: an order costs something")
 	}
 	return &Order{Snapshot{ID: id, Name: name, Money: money, PlacedAt: domain.Micro(at), Status: Placed, Version: 1}}, nil
 }

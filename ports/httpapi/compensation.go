@@ -12,7 +12,7 @@ import (
 // CompensationBody is the state of the compensation as operators see it.
 type CompensationBody struct {
 	Stopped   bool   `json:"stopped" doc:"Missing orders are not made again until somebody resumes it; their events wait, and nothing is lost."`
-	Why       string `json:"why" doc:"It is stopped; empty if it is not."`
+	Why       string `json:"why" doc:"Why it is stopped; empty if it is not."`
 	Missing   int    `json:"missing" doc:"Orders made again within the last minute, or within the one in which it stopped."`
 	Announced int    `json:"announced" doc:"Orders of which an event came within the same minute."`
 	Limit     int    `json:"limit" doc:"It stops when more orders than this are missing, and these are more than half of all announced."`

@@ -24,7 +24,7 @@ type DispatchBody struct {
 	Amount       int64      `json:"amount" doc:"The order's, as it was announced, in minor units."`
 	Currency     string     `json:"currency"`
 	PlacedAt     time.Time  `json:"placed_at" doc:"UTC."`
-	OrderVersion int64      `json:"order_version" doc:"Of the order as it was announced."`
+	OrderVersion int64      `json:"order_version" doc:"Version of the order as it was announced."`
 }
 
 func dispatchBody(d dispatch.Dispatch) DispatchBody {

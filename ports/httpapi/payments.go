@@ -17,13 +17,13 @@ type PaymentBody struct {
 	State        string     `json:"state" enum:"charging,succeeded,refused,refunded,void" doc:"void: cancelled before anything was charged."`
 	Amount       int64      `json:"amount" doc:"Minor units."`
 	Currency     string     `json:"currency"`
-	Reference    string     `json:"reference,omitempty" doc:"The gateway's."`
+	Reference    string     `json:"reference,omitempty" doc:"What the gateway calls the payment."`
 	Reason       string     `json:"reason,omitempty" doc:"Why the gateway refused."`
 	DecidedAt    *time.Time `json:"decided_at" doc:"UTC; null while charging."`
 	RefundedAt   *time.Time `json:"refunded_at,omitempty" doc:"UTC."`
 	Name         string     `json:"name" doc:"The order's, as it was announced."`
 	PlacedAt     time.Time  `json:"placed_at" doc:"UTC."`
-	OrderVersion int64      `json:"order_version" doc:"Of the order as it was announced."`
+	OrderVersion int64      `json:"order_version" doc:"Version of the order as it was announced."`
 }
 
 type paymentView struct{ Body PaymentBody }

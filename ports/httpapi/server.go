@@ -1,4 +1,5 @@
-// Package httpapi is the HTTP port, for customers and operators: ordering, the roster, and the state of the process.
+// Package httpapi is the HTTP port, for customers and operators: orders and their timelines, couriers, dispatches,
+// payments, points, failures, reconciliation, and the state of the process.
 package httpapi
 
 import (

@@ -12,7 +12,7 @@ import (
 )
 
 // OutboxRelay carries one outbox's events to the broker: Watermill's forwarder between a reader that takes rows and
-// deletes those that were acked, and a broker whose Publish returns when it has them for sure.
+// deletes those that were acked, and a broker whose Publish returns when it has confirmed them.
 type OutboxRelay struct{ forwarder *forwarder.Forwarder }
 
 // NewOutboxRelay returns a relay of the outbox of that name. topic is what the reader is subscribed to. closeTimeout is

@@ -36,7 +36,7 @@ const (
 // Roles are all of them.
 var Roles = []Role{Order, Relay, Dispatch, Compensation, Payment, Points, Reconcile}
 
-// Service returns whose database the role handles messages in.
+// Service returns whose database the role handles messages in. Relay and Reconcile handle none.
 func (r Role) Service() string {
 	if r == Compensation {
 		return string(Order)

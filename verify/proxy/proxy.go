@@ -46,7 +46,7 @@ type slowness struct {
 	bytes int
 }
 
-// Listen returns a proxy of the server at target, host:port, on a free port of 127.0.0.1. It is to be closed. The server need
+// Listen returns a proxy of the server at target, host:port, on a free port of 127.0.0.1. The caller must Close it. The server need
 // not be there: while it is not, connections end as soon as they are made.
 func Listen(target string, protocol Protocol) (*Proxy, error) {
 	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})

@@ -233,7 +233,7 @@ func Greet(k Kind, u *url.URL) (product string, err error) {
 	return "MySQL " + version, nil
 }
 
-// Processlist returns the table of the server's connections. MySQL has two, and from version 9 on cannot read the elder while
+// Processlist returns the table of the server's connections. MySQL has two, and from version 9 on cannot read the older one while
 // any connection executes a statement with bytes in it that are no text.
 func Processlist(ctx context.Context, db *sql.DB) (table string, err error) {
 	var version string
