@@ -2,16 +2,19 @@ package service
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
-	"strings"
+	"slices"
 	"time"
 
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlstore"
+	"takeout/ports/httpapi"
 )
 
 // Diagnosis is what Doctor says about one dependency.
@@ -40,7 +43,7 @@ func Doctor(ctx context.Context, cfg Config, logger *slog.Logger) []Diagnosis {
 	if _, ok := s.broker.(tables); !ok {
 		diagnoses = append(diagnoses, s.examineBroker(ctx))
 	}
-	return append(diagnoses, examineAddress(ctx, cfg.HTTPAddr))
+	return append(diagnoses, examineAddress(ctx, cfg.HTTPAddr)...)
 }
 
 func (s *Service) examineDatabase(ctx context.Context, t tables) Diagnosis {
@@ -98,34 +101,46 @@ func (s *Service) examineBroker(ctx context.Context) Diagnosis {
 	return d
 }
 
-func examineAddress(ctx context.Context, addr string) Diagnosis {
+// examineAddress examines whether the process can listen, and what a takeout that serves there already says of itself.
+func examineAddress(ctx context.Context, addr string) []Diagnosis {
 	d := Diagnosis{What: "HTTP address", Where: addr}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	switch {
-	case err == nil:
+	if err == nil {
 		_ = listener.Close()
 		d.OK = true
-	case takeoutServes(ctx, addr):
-		d.OK, d.Cause = true, "a takeout is serving here"
-	default:
+		return []Diagnosis{d}
+	}
+	health, serves := readiness(ctx, addr)
+	if !serves {
 		d.Cause = err.Error()
 		d.Remedy = "stop the program that uses the port, or choose another --http-addr"
+		return []Diagnosis{d}
 	}
-	return d
+	d.OK, d.Cause = true, "a takeout is serving here"
+	all := []Diagnosis{d}
+	for _, check := range slices.Sorted(maps.Keys(health.Checks)) {
+		if c := health.Checks[check]; !c.OK {
+			all = append(all, Diagnosis{
+				What: "serving: " + check, Where: addr, Cause: c.Detail, Remedy: `see "Something is stuck" in README.md; /readyz shows when it is over`,
+			})
+		}
+	}
+	return all
 }
 
-func takeoutServes(ctx context.Context, addr string) bool {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+// readiness asks the takeout at the address whether it can do its work. serves is false if no takeout answers there.
+func readiness(ctx context.Context, addr string) (health httpapi.Health, serves bool) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/livez", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/readyz", nil)
 	if err != nil {
-		return false
+		return health, false
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return false
+		return health, false
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
-	return err == nil && response.StatusCode == http.StatusOK && strings.Contains(string(body), "alive")
+	err = json.NewDecoder(io.LimitReader(response.Body, 1<<20)).Decode(&health)
+	return health, err == nil && health.Status != "" && health.Checks != nil
 }

@@ -507,6 +507,22 @@ func TestDoctorNamesCauseAndNextStep(t *testing.T) {
 			require.Contains(t, findings(t, o)["HTTP address"].Cause, "in use")
 			require.Contains(t, findings(t, o)["HTTP address"].Remedy, "--http-addr")
 		},
+		"what serves is in trouble": func(t *testing.T) {
+			st := production(t)
+			env := map[string]string{
+				"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch,
+				"TAKEOUT_BROKER_URL": st.broker, "TAKEOUT_PAYMENT_GATEWAY": "none", "TAKEOUT_PUBLISH": "before-commit",
+			}
+			p := startProcess(t, "serving", env)
+			o := run(t, env, "doctor")
+			require.Equal(t, 1, o.code, "%s", o)
+			found := findings(t, o)
+			require.True(t, found["HTTP address"].OK)
+			require.Contains(t, found["serving: announcing"].Cause, "before")
+			require.Contains(t, found["serving: announcing"].Remedy, "/readyz")
+			require.NoError(t, p.terminate(t))
+			require.Equal(t, 0, run(t, env, "doctor").code, "nothing serves")
+		},
 		"a setting is wrong": func(t *testing.T) {
 			run(t, map[string]string{"TAKEOUT_ORDER_DATABASE_URL": "mysql://user:" + password + "%zz@h/db"}, "doctor").complains(t, 2, "TAKEOUT_ORDER_DATABASE_URL")
 			run(t, map[string]string{"TAKEOUT_BROKER_URL": "amqp://user:" + password + "%zz@h/"}, "doctor").complains(t, 2, "TAKEOUT_BROKER_URL")
