@@ -291,8 +291,9 @@ func (s *server) registerFailures(api huma.API) {
 		"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
 	}}}
 	huma.Register(api, download, s.getFailurePayload)
-	register[retryBody](api, operation("retry-failure", http.MethodPost, "/{id}/retry", "Try to handle a message once more", 404, 409), s.retryFailure)
-	api.OpenAPI().Paths["/v1/failures/{id}/retry"].Post.RequestBody.Required = false
+	retry := operation("retry-failure", http.MethodPost, "/{id}/retry", "Try to handle a message once more", 404, 409)
+	retry.RequestBody = &huma.RequestBody{} // may be left out
+	register[retryBody](api, retry, s.retryFailure)
 	register[retryManyBody](api, operation("retry-failures", http.MethodPost, "/retry", "Try to handle many messages once more", 409), s.retryFailures)
 	register[editBody](api, operation("edit-failure", http.MethodPost, "/{id}/edit", "Send a corrected message in place of one that failed", 404, 409), s.editFailure)
 	register[discardBody](api, operation("discard-failure", http.MethodPost, "/{id}/discard", "Close a failure whose message need not be handled", 404, 409), s.discardFailure)
