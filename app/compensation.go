@@ -82,22 +82,16 @@ func (s *Compensation) RecreateMany(ctx context.Context, events []event.OrderPla
 // make the order active again. It also cancels an order that is stored and not cancelled, because whoever announced
 // that has seen it committed.
 func (s *Compensation) RecreateCancelled(ctx context.Context, e event.OrderCancelled) error {
-	want, err := rebuild(e.Order)
+	want, err := asCancelled(e)
 	if err != nil {
 		return err
 	}
-	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
-		return err
-	}
-	if _, err := want.Cancel(e.Reason, e.CancelledAt); err != nil {
-		return err
-	}
-	want.CatchUp(e.Version)
 	return s.recreate(ctx, want)
 }
 
 // asAnnounced returns the order of the event as far as it had come. One that is announced while it is on its way comes
-// with its courier: without one it would be sent out again.
+// with its courier: without one it would be sent out again. All consumers of the event ask here, or placedTerms: what one
+// refuses, no other may act on.
 func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
 	o, err := rebuild(e.Order)
 	if err != nil {
@@ -119,6 +113,26 @@ func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
 	if o.Snapshot().Status.String() != e.Status {
 		return nil, domain.Errorf(domain.Invalid, "event_contradictory",
 			"the event says that order %s is in another status than follows from its dispatch", e.OrderID)
+	}
+	o.CatchUp(e.Version)
+	return o, nil
+}
+
+// asCancelled is asAnnounced of an order that is cancelled.
+func asCancelled(e event.OrderCancelled) (*order.Order, error) {
+	o, err := rebuild(e.Order)
+	if err != nil {
+		return nil, err
+	}
+	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
+		return nil, err
+	}
+	if _, err := o.Cancel(e.Reason, e.CancelledAt); err != nil {
+		return nil, err
+	}
+	if o.Snapshot().Status.String() != e.Status {
+		return nil, domain.Errorf(domain.Invalid, "event_contradictory",
+			"the event says that order %s is cancelled, and in another status", e.OrderID)
 	}
 	o.CatchUp(e.Version)
 	return o, nil
@@ -352,8 +366,29 @@ func termsOf(e event.Order) (order.Terms, error) {
 	if err != nil {
 		return order.Terms{}, err
 	}
+	return termsAt(o, e.Version), nil
+}
+
+func placedTerms(e event.OrderPlaced) (order.Terms, error) {
+	o, err := asAnnounced(e)
+	if err != nil {
+		return order.Terms{}, err
+	}
+	return termsAt(o, e.Version), nil
+}
+
+func cancelledTerms(e event.OrderCancelled) (order.Terms, error) {
+	o, err := asCancelled(e)
+	if err != nil {
+		return order.Terms{}, err
+	}
+	return termsAt(o, e.Version), nil
+}
+
+// termsAt returns what was ordered, as an event told it that has this version.
+func termsAt(o *order.Order, version int64) order.Terms {
 	s := o.Snapshot()
-	return order.Terms{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, Version: e.Version}, nil
+	return order.Terms{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, Version: version}
 }
 
 // orderEvent is termsOf the other way round.

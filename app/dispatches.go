@@ -33,17 +33,16 @@ func NewDispatches(store Store[DispatchTx], policy DispatchPolicy) *Dispatches {
 // AssignPlaced assigns a courier to an order that was placed, unless orders wait to be paid: then it only corrects what is
 // known of the order. An order that had a courier before and is announced again gets the same one.
 func (s *Dispatches) AssignPlaced(ctx context.Context, e event.OrderPlaced) error {
+	job, err := placedTerms(e)
 	switch {
+	case err != nil:
+		return err
 	case e.Dispatch != nil:
-		return s.restore(ctx, e)
+		return s.restore(ctx, job, *e.Dispatch)
 	case !s.policy.AfterPayment:
-		return s.Assign(ctx, e.Order)
+		return s.assign(ctx, job)
 	case isFirst(e.Order):
 		return nil
-	}
-	job, err := termsOf(e.Order)
-	if err != nil {
-		return err
 	}
 	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
 		err := dispatchedBefore(ctx, tx, job)
@@ -59,17 +58,21 @@ func isFirst(e event.Order) bool { return e.Version == 1 }
 
 // AssignPlacedMany is AssignPlaced of several events, all or none, if there is a courier for each.
 func (s *Dispatches) AssignPlacedMany(ctx context.Context, events []event.OrderPlaced) error {
-	orders := make([]event.Order, len(events))
+	jobs := make([]order.Terms, len(events))
 	for i, e := range events {
 		if e.Dispatch != nil || s.policy.AfterPayment && !isFirst(e.Order) {
 			return ErrAlone
 		}
-		orders[i] = e.Order
+		job, err := placedTerms(e)
+		if err != nil {
+			return err
+		}
+		jobs[i] = job
 	}
 	if s.policy.AfterPayment {
 		return nil
 	}
-	return s.assignMany(ctx, orders)
+	return s.assignMany(ctx, jobs)
 }
 
 // AssignPaid assigns a courier to an order that is paid, if orders wait for that.
@@ -85,23 +88,19 @@ func (s *Dispatches) AssignPaidMany(ctx context.Context, events []event.PaymentS
 	if !s.policy.AfterPayment {
 		return nil
 	}
-	orders := make([]event.Order, len(events))
+	jobs := make([]order.Terms, len(events))
 	for i, e := range events {
-		orders[i] = e.Order
-	}
-	return s.assignMany(ctx, orders)
-}
-
-// assignMany is Assign of several orders, if nobody has heard of them and there is a courier for each.
-func (s *Dispatches) assignMany(ctx context.Context, orders []event.Order) error {
-	jobs := make([]order.Terms, len(orders))
-	for i, e := range orders {
-		job, err := termsOf(e)
+		job, err := termsOf(e.Order)
 		if err != nil {
 			return err
 		}
 		jobs[i] = job
 	}
+	return s.assignMany(ctx, jobs)
+}
+
+// assignMany is assign of several orders, if nobody has heard of them and there is a courier for each.
+func (s *Dispatches) assignMany(ctx context.Context, jobs []order.Terms) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
 		couriers, err := tx.Couriers.TakeAll(ctx, len(jobs))
 		if err != nil {
@@ -129,6 +128,10 @@ func (s *Dispatches) Assign(ctx context.Context, e event.Order) error {
 	if err != nil {
 		return err
 	}
+	return s.assign(ctx, job)
+}
+
+func (s *Dispatches) assign(ctx context.Context, job order.Terms) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx DispatchTx) error {
 		courier, err := tx.Couriers.Take(ctx)
 		d := dispatch.New(job, courier, time.Now())
@@ -229,20 +232,13 @@ func (s *Dispatches) decide(ctx context.Context, tx DispatchTx, waiting []dispat
 }
 
 // restore stores the dispatch that the order service knows of, if it is missing here, or waits because it was lost.
-func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
-	job, err := termsOf(e.Order)
+func (s *Dispatches) restore(ctx context.Context, job order.Terms, known event.Courier) error {
+	courier, err := courierOf(known.CourierID, known.AssignedAt)
 	if err != nil {
 		return err
 	}
-	courier, err := courierOf(e.Dispatch.CourierID, e.Dispatch.AssignedAt)
-	if err != nil {
-		return err
-	}
-	d := dispatch.New(job, courier, e.Dispatch.AssignedAt)
-	if at := e.Dispatch.DeliveredAt; at != nil {
-		if err := domain.CheckTime("delivered_at", *at); err != nil {
-			return err
-		}
+	d := dispatch.New(job, courier, known.AssignedAt)
+	if at := known.DeliveredAt; at != nil {
 		if _, err := d.MarkDelivered(*at); err != nil {
 			return err
 		}
@@ -265,7 +261,7 @@ func (s *Dispatches) restore(ctx context.Context, e event.OrderPlaced) error {
 		if err != nil {
 			return err
 		}
-		return tx.History.Add(ctx, e.OrderID, "dispatch_restored", "the dispatch was missing and is as the order service knows it: courier "+courier.String())
+		return tx.History.Add(ctx, job.OrderID.String(), "dispatch_restored", "the dispatch was missing and is as the order service knows it: courier "+courier.String())
 	})
 }
 
@@ -306,11 +302,8 @@ func (s *Dispatches) roomMade(err error) {
 // Release takes back the courier of an order that is cancelled. If the order is not known yet, that is recorded, and
 // no courier will be sent for it. What is delivered stays delivered.
 func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error {
-	job, err := termsOf(e.Order)
+	job, err := cancelledTerms(e)
 	if err != nil {
-		return err
-	}
-	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
 		return err
 	}
 	var before dispatch.Dispatch

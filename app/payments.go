@@ -56,7 +56,7 @@ const gatewayTimeout = 10 * time.Second
 // gateway again, and a cancellation that comes meanwhile knows that there may be something to give back. Orders that are
 // charged at the same time share the transactions before and after; the gateway is asked for each by itself.
 func (s *Payments) Charge(ctx context.Context, e event.OrderPlaced) error {
-	bill, err := termsOf(e.Order)
+	bill, err := placedTerms(e)
 	if err != nil {
 		return err
 	}
@@ -202,11 +202,8 @@ func (s *Payments) charge(ctx context.Context, bill order.Terms) (reference stri
 // is recorded, and it will not be charged. It is Invalid if the event breaks a rule or tells of another order than the
 // one that the payment is for.
 func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
-	bill, err := termsOf(e.Order)
+	bill, err := cancelledTerms(e)
 	if err != nil {
-		return err
-	}
-	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
 		return err
 	}
 	p, err := s.Get(ctx, bill.OrderID)

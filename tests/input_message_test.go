@@ -16,7 +16,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"takeout/app"
+	"takeout/domain"
 	"takeout/domain/event"
+	"takeout/domain/order"
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
 	"takeout/service"
@@ -92,8 +94,8 @@ func changed(t testing.TB, good []byte, path string, value any) []byte {
 	return body
 }
 
-// wrongMembers have a member that is missing or of the wrong type, or one that no event can have.
-func wrongMembers(t testing.TB, good []byte) []wrongMessage {
+// wrongMembers have a member that is missing or of the wrong type, or one that no event of that type can have.
+func wrongMembers(t testing.TB, key string, good []byte) []wrongMessage {
 	t.Helper()
 	var all []wrongMessage
 	add := func(path string, value any, code string, by func(string) bool) {
@@ -115,6 +117,31 @@ func wrongMembers(t testing.TB, good []byte) []wrongMessage {
 	add("time", "9999-12-31T23:59:59-14:00", "bad_time", everybody)
 	var envelope struct{ Data map[string]any }
 	require.NoError(t, json.Unmarshal(good, &envelope))
+	switch key {
+	case "order.placed":
+		for _, status := range []any{nil, "", "eaten", "Placed", "dispatched", "delivered", "cancelled"} {
+			add("data.status", status, "event_contradictory", everybody)
+		}
+		at := envelope.Data["placed_at"]
+		for code, wrong := range map[string][]any{
+			"event_malformed":     {"zhao", 7, true, []any{}, map[string]any{"courier_id": 7}, map[string]any{"courier_id": "zhao", "assigned_at": "now"}},
+			"courier_id_":         {map[string]any{}, map[string]any{"courier_id": "bad id!", "assigned_at": at}},
+			"assigned_at_":        {map[string]any{"courier_id": "zhao", "assigned_at": "1066-10-14T09:00:00Z"}},
+			"delivered_at_":       {map[string]any{"courier_id": "zhao", "assigned_at": at, "delivered_at": "0001-01-01T00:00:00Z"}},
+			"event_contradictory": {map[string]any{"courier_id": "zhao", "assigned_at": at}, map[string]any{"courier_id": "zhao", "assigned_at": at, "delivered_at": at}},
+		} {
+			for _, dispatch := range wrong {
+				add("data.dispatch", dispatch, code, everybody)
+			}
+		}
+	case "order.cancelled":
+		for _, status := range []any{nil, "", "eaten", "Cancelled", "placed", "dispatched", "delivered"} {
+			add("data.status", status, "event_contradictory", everybody)
+		}
+		for _, reason := range []any{strings.Repeat("x", order.MaxReason+1), "  ", "a\x00b", "a\u202eb", "a\nb"} {
+			add("data.reason", reason, "reason_", everybody)
+		}
+	}
 	for name, value := range envelope.Data {
 		_, text := value.(string)
 		for _, wrong := range []any{"1", 7, 1.5, true, []any{}, map[string]any{"a": 1}, []any{value}} {
@@ -242,7 +269,7 @@ func TestWrongEventOfAnyTypeIsKeptByEachOfItsConsumersAndChangesNothing(t *testi
 		want := map[string]wrongMessage{}
 		for key, e := range events {
 			good := encode(t, newEventID(), time.Now(), e)
-			for i, wrong := range slices.Concat(unreadable(good), wrongMembers(t, good), contradictory(t, key, good)) {
+			for i, wrong := range slices.Concat(unreadable(good), wrongMembers(t, key, good), contradictory(t, key, good)) {
 				name := fmt.Sprintf("%s %d: %s", key, i, wrong.name)
 				for _, route := range routes() {
 					if route.Event == key && wrong.by(route.Queue) {
@@ -285,6 +312,72 @@ func TestWrongEventOfAnyTypeIsKeptByEachOfItsConsumersAndChangesNothing(t *testi
 		s.addCourier(t, "qian", 0)
 		s.awaitDispatched(t, id)
 		s.awaitDispatched(t, s.place(t, "a neighbour", 1))
+	})
+}
+
+// What one consumer of an event refuses, none acts on: otherwise an order is on its way that is not placed.
+func TestEventThatOneConsumerRefusesIsActedOnByNone(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		publish := s.stranger(t)
+		id := s.place(t, "x", 500)
+		s.awaitDispatched(t, id)
+		s.awaitPayment(t, id, "succeeded")
+		kept := func(code string, orderID string, consumers ...string) {
+			eventually(t, code+" is kept by each consumer", func() error {
+				for _, consumer := range consumers {
+					n := 0
+					for _, url := range []string{s.order, s.dispatch, s.payment} {
+						n += count(t, url, "SELECT COUNT(*) FROM failure WHERE consumer = ? AND order_id = ? AND error_code = ? AND attempts = 1", consumer, orderID, code)
+					}
+					if n != 1 {
+						return fmt.Errorf("%s has %d", consumer, n)
+					}
+				}
+				return nil
+			})
+		}
+		for orderID, wrong := range map[string]struct {
+			change func(*event.OrderPlaced)
+			code   string
+		}{
+			"o-cancelled": {func(e *event.OrderPlaced) { e.Status = "cancelled" }, "event_contradictory"},
+			"o-eaten":     {func(e *event.OrderPlaced) { e.Status = "eaten" }, "event_contradictory"},
+			"o-nothing":   {func(e *event.OrderPlaced) { e.Status = "" }, "event_contradictory"},
+			"o-alone":     {func(e *event.OrderPlaced) { e.Status = "dispatched" }, "event_contradictory"},
+			"o-courier": {func(e *event.OrderPlaced) {
+				e.Status, e.Dispatch = "dispatched", &event.Courier{CourierID: "bad id!", AssignedAt: e.PlacedAt}
+			}, "courier_id_invalid"},
+		} {
+			e := placedAs(orderID)
+			wrong.change(&e)
+			publish(e.Key(), "", encode(t, newEventID(), time.Now(), e), nil)
+			kept(wrong.code, orderID, "compensation.recreate-order", "dispatch.assign-courier", "payment.charge-order")
+		}
+		stored := s.get(t, id)
+		cancelled := event.OrderCancelled{Order: event.Order{
+			OrderID: id, Name: "x", Amount: 500, Currency: "CNY", Status: "cancelled", Version: 3, PlacedAt: stored.PlacedAt,
+		}, Reason: strings.Repeat("x", order.MaxReason+1), CancelledAt: time.Now()}
+		publish(cancelled.Key(), "", encode(t, newEventID(), time.Now(), cancelled), nil)
+		kept("reason_too_long", id, "compensation.recreate-cancelled-order", "dispatch.release-courier", "payment.refund-order")
+
+		require.Equal(t, "dispatched", s.get(t, id).Status)
+		require.Equal(t, "assigned", s.dispatchOf(t, id).State)
+		s.awaitPayment(t, id, "succeeded")
+		for table, url := range map[string]string{"order_info": s.order, "platoon": s.dispatch, "payment": s.payment, "simulated_charge": s.payment} {
+			require.Equal(t, 1, count(t, url, "SELECT COUNT(*) FROM "+table), table)
+		}
+	})
+}
+
+func TestWrongAnnouncementIsRefusedAlsoWhereOrdersWaitToBePaid(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{AfterPayment: true}, 0, 0)
+		right, wrong := placedAs("o-right"), placedAs("o-wrong")
+		wrong.Status = "cancelled"
+		require.NoError(t, c.dispatches.AssignPlaced(t.Context(), right))
+		require.NoError(t, c.dispatches.AssignPlacedMany(t.Context(), []event.OrderPlaced{right}))
+		require.Equal(t, domain.Invalid, domain.KindOf(c.dispatches.AssignPlaced(t.Context(), wrong)))
+		require.Equal(t, domain.Invalid, domain.KindOf(c.dispatches.AssignPlacedMany(t.Context(), []event.OrderPlaced{right, wrong})))
 	})
 }
 
