@@ -24,7 +24,7 @@ type Together[T any] struct {
 	//
 	// own holds the outcome of single items, by index: the error that their caller gets, or ErrAlone to have One run them.
 	// If err is not nil, the other items are tried again together. If own is empty, each half is tried, and a single item
-	// goes to One. If err is Unavailable, all go to One. No caller sees err.
+	// goes to One. If err is Unavailable or Busy, all go to One. No caller sees err.
 	Many func(ctx context.Context, items []T) (own map[int]error, err error)
 
 	Most     int // items of one call of Many
@@ -115,7 +115,7 @@ func (t *Together[T]) follow(ctx context.Context, own *ticket[T], told error) er
 func (t *Together[T]) serve(ctx context.Context, batch []*ticket[T]) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), manyTime)
 	defer cancel()
-	// Where most are to blame, halves only cost time.
+	// Where most are to blame, halves only cost time. So they do where a lock is held: each that has the row waits for it again.
 	failures := 3 + len(batch)/4
 	var serve func(some []*ticket[T])
 	serve = func(some []*ticket[T]) {
@@ -126,7 +126,7 @@ func (t *Together[T]) serve(ctx context.Context, batch []*ticket[T]) {
 			switch {
 			case err == nil:
 				told = nil
-			case domain.KindOf(err) == domain.Unavailable || ctx.Err() != nil:
+			case domain.KindOf(err) == domain.Unavailable || domain.KindOf(err) == domain.Busy || ctx.Err() != nil:
 				failures = 0
 			case len(own) > 0:
 				failures--

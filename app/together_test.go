@@ -183,6 +183,17 @@ func TestNoHalvesAreTriedWhereTheDatabaseIsAway(t *testing.T) {
 	require.Len(t, d.manys, 1)
 }
 
+// Each half with the order in it would wait for the lock as long as all of them did.
+func TestNoHalvesAreTriedWhereARowIsLocked(t *testing.T) {
+	t.Parallel()
+	d := newDesk(func([]int) error { return domain.Errorf(domain.Busy, "lock_wait", "no") })
+	d.together.Most = 64
+	d.occupy(t, 16)()
+	require.Len(t, d.manys, 1)
+	slices.Sort(d.ones)
+	require.Equal(t, []int{0, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25}, d.ones, "each alone, once")
+}
+
 func TestThoseWhoHaveAnAnswerOfTheirOwnAreNotTriedAgainAndCostTheOthersOneMoreTry(t *testing.T) {
 	t.Parallel()
 	before := errors.New("done before")
