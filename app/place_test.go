@@ -335,6 +335,39 @@ func TestWhoseOrderIsNotKnownToBeStoredWithOthersIsToldSo(t *testing.T) {
 	}
 }
 
+// The transaction that may have stored the order may be what holds its row.
+func TestOrderThatIsLockedAfterALostCommitIsNotCalledBusy(t *testing.T) {
+	locked := domain.Errorf(domain.Busy, "lock_wait", "locked")
+	for name, row := range map[string]struct {
+		committing bool
+		code       string
+	}{
+		"the COMMIT got no answer":        {true, "outcome_unknown"},
+		"it was locked before any COMMIT": {false, "lock_wait"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			atTheCounter(t, func(t *testing.T, c *counter) {
+				guests := []*guest{c.wants("a", "key"), c.wants("b", ""), c.wants("c", "")}
+				var together atomic.Bool
+				c.inTx = func(ctx context.Context, fn func(context.Context, app.OrderTx) error) error {
+					if !together.CompareAndSwap(false, true) || !row.committing {
+						return locked
+					}
+					if err := c.Store.InTx(ctx, fn); err != nil {
+						return err
+					}
+					return domain.Errorf(domain.Unavailable, "database_unavailable", "no answer")
+				}
+				c.queue(guests...)()
+				for _, g := range guests {
+					require.Equal(t, row.code, codeOf(g.err))
+				}
+				require.Equal(t, row.committing, len(c.column(guestsOrders)) == len(guests))
+			})
+		})
+	}
+}
+
 func TestOrderThatWasStoredByALostCommitIsAnsweredAsItWasPlaced(t *testing.T) {
 	atTheCounter(t, func(t *testing.T, c *counter) {
 		g := c.wants("a", "")
