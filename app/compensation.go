@@ -130,10 +130,6 @@ func asCancelled(e event.OrderCancelled) (*order.Order, error) {
 	if _, err := o.Cancel(e.Reason, e.CancelledAt); err != nil {
 		return nil, err
 	}
-	if o.Snapshot().Status.String() != e.Status {
-		return nil, domain.Errorf(domain.Invalid, "event_contradictory",
-			"the event says that order %s is cancelled, and in another status", e.OrderID)
-	}
 	o.CatchUp(e.Version)
 	return o, nil
 }

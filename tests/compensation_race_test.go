@@ -231,10 +231,8 @@ func (r *race) cancel() (finish, error) {
 		return finish{}, err
 	}
 	cancelled, err := r.orders.Cancel(context.Background(), p.Order.ID, "changed my mind")
-	told := placed.Order
-	told.Status, told.Version = cancelled.Status.String(), cancelled.Version
 	heard.Go(func() {
-		errs[1] = r.hears(event.OrderCancelled{Order: told, Reason: cancelled.CancelReason, CancelledAt: cancelled.CancelledAt})
+		errs[1] = r.hears(event.OrderCancelled{Order: placed.Order, Reason: cancelled.CancelReason, CancelledAt: cancelled.CancelledAt})
 	})
 	heard.Go(func() { errs[2] = r.hears(placed) })
 	heard.Wait()
