@@ -46,8 +46,12 @@ func (s *Service) reconciliation() *reconcile.Reconciliation {
 			findings = sqlstore.NewFindings(db.DB())
 		}
 	}
+	consumers := map[string]reconcile.Consumer{}
+	for _, route := range messaging.Topology(s.useCases, true) {
+		consumers[route.Queue] = reconcile.Consumer{Service: route.Role.Service(), Event: route.Event}
+	}
 	return reconcile.New(books, findings, s.useCases, reconcile.Policy{
-		Grace: s.cfg.ReconcileGrace, Budget: s.cfg.ReconcileBudget, AfterPayment: s.cfg.DispatchAfter == "paid",
+		Grace: s.cfg.ReconcileGrace, Budget: s.cfg.ReconcileBudget, AfterPayment: s.cfg.DispatchAfter == "paid", Consumers: consumers,
 	}, uuid.NewString())
 }
 

@@ -131,6 +131,18 @@ func TestOrderThatIsPaidAndNotDispatchedIsDispatchedWhereOrdersWaitToBePaid(t *t
 	s.awaitReconciled(t)
 }
 
+func TestOrderThatIsPaidIsNotAnnouncedAgainWhileThatItIsPaidWaitsForAPerson(t *testing.T) {
+	t.Parallel()
+	s := reconciled(t, embedded(t), func(cfg *service.Config) { cfg.PaymentGateway, cfg.DispatchAfter = "simulated", "paid" })
+	id := s.paid(t, "x")
+	s.later(t)
+	alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
+	s.fails(t, s.dispatch, "dispatch.assign-courier-when-paid", id)
+	r := s.reconcile(t, `{"repair":true}`)
+	require.Empty(t, r.Findings)
+	require.Equal(t, 1, r.Failures)
+}
+
 // An installation took no payments at first. What is wrong with an order of that time is its dispatch alone.
 func TestOrderFromBeforePaymentsIsNotChargedWhenItsDispatchIsRepaired(t *testing.T) {
 	t.Parallel()

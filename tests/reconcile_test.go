@@ -2,6 +2,7 @@ package tests
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -415,6 +416,35 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 		alter(t, s.order, "DELETE FROM outbox")
 		alter(t, s.dispatch, "DELETE FROM retry")
 		s.awaitReconciled(t)
+	})
+}
+
+// fails keeps a message about the order, as a consumer that has given it up.
+func (s *system) fails(t testing.TB, database, consumer, id string) {
+	t.Helper()
+	now, fingerprint := time.Now().UTC(), sha256.Sum256([]byte(id))
+	alter(t, database, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, error_text, attempts, headers, "+
+		"payload_size, state, first_failed_at, last_failed_at) VALUES (?, ?, 'x', ?, '', '', '', 1, '', 0, 'open', ?, ?)", consumer, fingerprint[:], id, now, now)
+}
+
+func TestMessageThatWaitsForAPersonHidesNoDifferenceThatItCannotBeTheReasonOf(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		explained, unexplained := s.old(t, "explained"), s.old(t, "unexplained")
+		s.later(t)
+		for _, id := range []string{explained, unexplained} {
+			alter(t, s.order, "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at WHERE orderId = ?", id)
+		}
+		s.fails(t, s.dispatch, "dispatch.release-courier", explained)
+		// As when somebody announces it under a version that nobody reads yet.
+		s.fails(t, s.dispatch, "dispatch.assign-courier", unexplained)
+		s.fails(t, s.order, "compensation.recreate-order", unexplained)
+		r := s.reconcile(t, `{"repair":true}`)
+		require.Equal(t, map[string]int{reconcile.CancelledButActive: 1}, r.Totals)
+		require.Equal(t, unexplained, r.Findings[0].OrderID)
+		require.Equal(t, 1, r.Failures)
+		s.awaitReconciled(t)
+		require.Equal(t, []string{unexplained}, texts(t, database(t, s.dispatch), "SELECT orderId FROM platoon WHERE state = 'released'"))
 	})
 }
 

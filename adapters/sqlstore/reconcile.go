@@ -240,14 +240,19 @@ func (b *Book) Flights(ctx context.Context, orderIDs []string) (map[string]recon
 	about, ids := among("order_id", len(orderIDs)), values(orderIDs)
 	all := slices.Concat(ids, ids, ids)
 	flights := map[string]reconcile.Flight{}
-	err := each(ctx, b.db.Reader(), "SELECT order_id, 0 FROM outbox WHERE "+about+
-		" UNION ALL SELECT order_id, 0 FROM retry WHERE "+about+
-		" UNION ALL SELECT order_id, 1 FROM failure WHERE "+about+" AND state IN ('open', 'retrying')", all, func(row scanner) error {
+	err := each(ctx, b.db.Reader(), "SELECT order_id, NULL FROM outbox WHERE "+about+
+		" UNION ALL SELECT order_id, NULL FROM retry WHERE "+about+
+		" UNION ALL SELECT order_id, consumer FROM failure WHERE "+about+" AND state IN ('open', 'retrying')", all, func(row scanner) error {
 		var id string
-		var failure bool
-		err := row.Scan(&id, &failure)
+		var failed sql.NullString
+		err := row.Scan(&id, &failed)
 		f := flights[id]
-		flights[id] = reconcile.Flight{Events: f.Events || !failure, Failures: f.Failures || failure}
+		if failed.Valid {
+			f.Failures = append(f.Failures, failed.String)
+		} else {
+			f.Events = true
+		}
+		flights[id] = f
 		return err
 	})
 	return flights, b.db.Error(err)

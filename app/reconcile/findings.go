@@ -9,6 +9,7 @@ import (
 
 	"takeout/crashpoint"
 	"takeout/domain"
+	"takeout/domain/event"
 	"takeout/domain/order"
 )
 
@@ -142,7 +143,7 @@ func (p *pass) verifyBatch(ctx context.Context, c *comparison, ids []string) err
 		b, a := before[s.orderID], after[s.orderID]
 		// A message that was given up because its order is missing waits for this repair.
 		missing := s.verdict.class == OrphanDispatch || s.verdict.class == OrphanPayment
-		failures := (b.Failures || a.Failures) && !missing
+		failures := !missing && p.mayBe(s.verdict.awaits, slices.Concat(b.Failures, a.Failures))
 		switch {
 		case s.verdict.class == "" && !s.moving:
 			p.resolve(c, s.orderID, "")
@@ -218,10 +219,22 @@ func (p *pass) flights(ctx context.Context, c *comparison, ids []string) (map[st
 			return nil, err
 		}
 		for id, f := range flights {
-			all[id] = Flight{Events: all[id].Events || f.Events, Failures: all[id].Failures || f.Failures}
+			all[id] = Flight{Events: all[id].Events || f.Events, Failures: append(all[id].Failures, f.Failures...)}
 		}
 	}
 	return all, nil
+}
+
+// mayBe reports whether the awaited event may be one of those that were given up from the queues. A difference that no
+// event is awaited for may have come of any.
+func (p *pass) mayBe(awaits awaited, queues []string) bool {
+	return slices.ContainsFunc(queues, func(queue string) bool {
+		c, known := p.policy.Consumers[queue]
+		if c.Service == "dispatch" && c.Event == (event.PaymentSucceeded{}).Key() {
+			c.Event = event.OrderPlaced{}.Key() // judges await this one, on whichever of the two orders are dispatched
+		}
+		return !known || awaits == awaited{} || awaits == awaited{c.Service, c.Event}
+	})
 }
 
 // patience times the grace is the age from which an order may be taken for lost although its service has handled nothing

@@ -91,8 +91,8 @@ type Record struct {
 
 // Flight is what is under way about an order in one database.
 type Flight struct {
-	Events   bool // the outbox or the retry table holds an event about it
-	Failures bool // a message about it was given up and waits for a person
+	Events   bool     // the outbox or the retry table holds an event about it
+	Failures []string // the queues of messages about it that were given up and wait for a person
 }
 
 // Stuck is an event that does not move.
@@ -117,7 +117,12 @@ type Policy struct {
 	Grace        time.Duration // how old a difference must be
 	Budget       int           // the most repairs of one run
 	AfterPayment bool          // orders are dispatched when they are paid
+
+	Consumers map[string]Consumer // by queue; a failure of one that is not among them may be of any event
 }
+
+// Consumer is which event a queue brings to which service.
+type Consumer struct{ Service, Event string }
 
 // Reconciliation compares the services' databases and repairs what differs.
 type Reconciliation struct {
