@@ -490,7 +490,7 @@ type Reannouncement struct {
 }
 
 // Announce announces the order once more as it is now, under a new event id, for somebody who lost it; why goes into
-// its history. NotFound if there is no such order.
+// its history. NotFound if there is no such order, Invalid if its row breaks a rule of what is announced.
 func (s *Orders) Announce(ctx context.Context, id order.ID, how Reannouncement, why string) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx OrderTx) error {
 		var now order.Snapshot
@@ -504,11 +504,18 @@ func (s *Orders) Announce(ctx context.Context, id order.ID, how Reannouncement, 
 		if err != nil {
 			return err
 		}
-		placed := placedEvent(now)
-		placed.BeforePayments = now.PlacedAt.Before(how.PaymentsSince)
-		var e event.Event = placed
-		if now.Status == order.Cancelled {
+		var e event.Event
+		switch now.Status {
+		case order.Cancelled:
+			now.CancelledAt = orNow(now.CancelledAt)
 			e = cancelledEvent(now)
+		case order.Delivered:
+			now.DeliveredAt = orNow(now.DeliveredAt)
+			fallthrough
+		default:
+			placed := placedEvent(now)
+			placed.BeforePayments = now.PlacedAt.Before(how.PaymentsSince)
+			e = placed
 		}
 		return announceAgain(ctx, tx.Outbox, tx.History, e, why)
 	})

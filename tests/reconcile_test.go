@@ -150,6 +150,9 @@ var drifts = []drift{
 	{name: "cancel and name unheard of", table: orderTable, change: "UPDATE order_info SET status = 'cancelled', cancelled_at = placed_at, name = 'x' WHERE orderId = ?", class: reconcile.CancelledButActive, becomes: "cancelled"},
 	{name: "name at the end", table: dispatchTable, ended: true, change: "UPDATE platoon SET name = 'x' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "cancelled"},
 	{name: "cancel lost", table: dispatchTable, change: "UPDATE platoon SET state = 'released', released_at = assigned_at WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "cancelled"},
+	{name: "cancel without a time", table: orderTable, change: "UPDATE order_info SET status = 'cancelled' WHERE orderId = ?", class: reconcile.CancelledButActive, becomes: "cancelled"},
+	{name: "cancel lost without a time", table: dispatchTable, change: "UPDATE platoon SET state = 'released' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "cancelled"},
+	{name: "delivery without a time", table: dispatchTable, change: "UPDATE platoon SET state = 'delivered' WHERE orderId = ?", class: reconcile.FieldMismatch, becomes: "delivered"},
 	{name: "amount at the order", table: orderTable, change: "UPDATE order_info SET order_money = 1 WHERE orderId = ?", class: reconcile.AmountMismatch, person: true},
 	{name: "amount at the dispatch", table: dispatchTable, change: "UPDATE platoon SET order_money = 1 WHERE orderId = ?", class: reconcile.AmountMismatch, person: true},
 	{name: "currency at the dispatch", table: dispatchTable, change: "UPDATE platoon SET currency = 'EUR' WHERE orderId = ?", class: reconcile.AmountMismatch, person: true},
@@ -230,6 +233,45 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 		require.Len(t, shown.Open, persons)
 		require.Equal(t, persons, shown.Report.Person)
 		require.Contains(t, string(mustGet(t, s.api+"/readyz").body), "need a person")
+	})
+}
+
+func TestRowThatBreaksARuleIsAPersonsAndIsAnnouncedWhenItIsCorrected(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		unversioned, nameless, orphan, delivered := s.old(t, "unversioned"), s.old(t, "nameless"), s.old(t, "orphan"), s.old(t, "delivered")
+		s.later(t)
+		alter(t, s.order, "UPDATE order_info SET status = 'cancelled', version = 0 WHERE orderId = ?", unversioned)
+		alter(t, s.order, "UPDATE order_info SET status = 'cancelled', name = '' WHERE orderId = ?", nameless)
+		alter(t, s.order, "DELETE FROM order_info WHERE orderId = ?", orphan)
+		alter(t, s.dispatch, "UPDATE platoon SET name = '' WHERE orderId = ?", orphan)
+		alter(t, s.order, "UPDATE order_info SET status = 'delivered', courier_id = NULL WHERE orderId = ?", delivered)
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", delivered)
+		for _, request := range []string{`{"repair":true}`, `{"repair":false}`, `{"repair":true}`} {
+			r := s.reconcile(t, request)
+			says := map[string]string{}
+			for _, f := range r.Findings {
+				says[f.OrderID] = f.Repair
+			}
+			require.Contains(t, says[unversioned], "version must be")
+			require.Contains(t, says[nameless], "name must not be empty")
+			require.Contains(t, says[orphan], "name must not be empty")
+			require.Contains(t, says[delivered], "order.placed cannot be announced")
+			require.Equal(t, 4, r.Person, "%+v", r.Findings)
+			require.Zero(t, r.Repaired)
+		}
+		s.noFailures(t)
+		require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM history WHERE step = 'announced_again'"))
+
+		alter(t, s.order, "UPDATE order_info SET version = 3 WHERE orderId = ?", unversioned)
+		alter(t, s.order, "UPDATE order_info SET name = 'nameless' WHERE orderId = ?", nameless)
+		alter(t, s.dispatch, "UPDATE platoon SET name = 'orphan' WHERE orderId = ?", orphan)
+		alter(t, s.order, "UPDATE order_info SET courier_id = 'zhao' WHERE orderId = ?", delivered) // that it does not say when is no contradiction
+		s.awaitReconciled(t)
+		s.noFailures(t)
+		for id, state := range map[string]string{unversioned: "released", nameless: "released", orphan: "assigned", delivered: "delivered"} {
+			require.Equal(t, 1, s.dispatchRows(t, "SELECT COUNT(*) FROM platoon WHERE orderId = ? AND state = ?", id, state), state)
+		}
 	})
 }
 

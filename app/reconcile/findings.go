@@ -19,7 +19,7 @@ type Finding struct {
 	OrderID    string              `json:"order_id"`
 	State      string              `json:"state" enum:"open,repairing,person,resolved"`
 	Evidence   map[string][]Record `json:"evidence" doc:"What each service's tables say, by service."`
-	Repair     string              `json:"repair,omitempty" doc:"What was done last."`
+	Repair     string              `json:"repair,omitempty" doc:"What was done last, or why nothing can be done without a person."`
 	Repairs    int                 `json:"repairs"`
 	FirstSeen  time.Time           `json:"first_seen"`
 	LastSeen   time.Time           `json:"last_seen"`
@@ -272,7 +272,7 @@ func (p *pass) decide(ctx context.Context, c *comparison, s *suspect) error {
 	case come.After(s.changed.Add(p.policy.Grace)):
 		p.found(c, s)
 	case known:
-		if s.verdict.remedy != nil && f.Repairs < maxRepairs { // or nothing will ever show
+		if s.verdict.remedy != nil && f.Repairs < maxRepairs && f.State != StatePerson { // or nothing will ever show
 			c.probing[awaits] = true
 		}
 		p.found(c, s)
@@ -310,7 +310,7 @@ func (p *pass) found(c *comparison, s *suspect) {
 		f.Minute = minuteOf(r.PlacedAt)
 	}
 	switch {
-	case f.remedy == nil || f.Repairs >= maxRepairs:
+	case f.remedy == nil || f.Repairs >= maxRepairs, f.State == StatePerson: // until a repair can be done again
 		f.State = StatePerson
 	case f.Repairs > 0:
 		f.State = StateRepairing
@@ -390,7 +390,7 @@ func (p *pass) repair(ctx context.Context, pairs []*comparison) {
 	for _, c := range pairs {
 		var done []*Finding
 		for _, f := range sorted(p.touched) {
-			if f.pair != c.pair || f.remedy == nil || f.State != StateOpen && f.State != StateRepairing {
+			if f.pair != c.pair || f.remedy == nil || f.Repairs >= maxRepairs {
 				continue
 			}
 			if f.RepairedAt != nil && p.now.Sub(*f.RepairedAt) < p.policy.Grace {
@@ -408,8 +408,10 @@ func (p *pass) repair(ctx context.Context, pairs []*comparison) {
 				p.complain("repair: %v", err)
 				break
 			}
-			p.report.Repaired++
 			done = append(done, f)
+			if domain.KindOf(err) != domain.Invalid {
+				p.report.Repaired++
+			}
 		}
 		if err := p.findings.Put(ctx, done); err != nil {
 			p.complain("%v", err)
@@ -424,6 +426,10 @@ func (p *pass) apply(ctx context.Context, f *Finding) error {
 		return err
 	}
 	err = f.remedy.do(ctx, repairs{p.useCases, p.paymentsSince}, id, "reconciliation found "+f.Class)
+	if domain.KindOf(err) == domain.Invalid { // it is not done before somebody changes what is stored
+		f.State, f.Repair = StatePerson, "a row must be corrected first: "+err.Error()
+		return err
+	}
 	f.Repairs, f.RepairedAt, f.State, f.Repair = f.Repairs+1, &p.now, StateRepairing, f.remedy.text
 	if err != nil {
 		f.Repair = "failed: " + err.Error()

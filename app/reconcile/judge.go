@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -97,15 +98,16 @@ func restoreDispatched(ctx context.Context, r repairs, id order.ID, why string) 
 	if err != nil {
 		return err
 	}
+	now := time.Now() // a row that a person changed may not say when
 	switch d.State {
 	case dispatch.Assigned:
 		want.MarkDispatched(d.CourierID.String(), d.AssignedAt)
 	case dispatch.Delivered:
-		want.MarkDelivered(d.CourierID.String(), d.AssignedAt, d.DeliveredAt)
+		want.MarkDelivered(d.CourierID.String(), d.AssignedAt, cmp.Or(d.DeliveredAt, now))
 	case dispatch.Released:
-		_, err = want.Cancel(order.ReasonCancelWasLost, d.ReleasedAt)
+		_, err = want.Cancel(order.ReasonCancelWasLost, cmp.Or(d.ReleasedAt, now))
 	case dispatch.Impossible:
-		_, err = want.Cancel(order.ReasonNoCourier, d.ReleasedAt)
+		_, err = want.Cancel(order.ReasonNoCourier, cmp.Or(d.ReleasedAt, now))
 	}
 	if err != nil {
 		return err
@@ -123,13 +125,14 @@ func restorePaid(ctx context.Context, r repairs, id order.ID, why string) error 
 	if err != nil {
 		return err
 	}
+	now := time.Now() // as in restoreDispatched
 	switch p.State {
 	case payment.Refused:
-		_, err = want.Cancel(order.ReasonNotPaid, p.DecidedAt)
+		_, err = want.Cancel(order.ReasonNotPaid, cmp.Or(p.DecidedAt, now))
 	case payment.Refunded:
-		_, err = want.Cancel(order.ReasonCancelWasLost, p.RefundedAt)
+		_, err = want.Cancel(order.ReasonCancelWasLost, cmp.Or(p.RefundedAt, now))
 	case payment.Void:
-		_, err = want.Cancel(order.ReasonCancelWasLost, time.Now())
+		_, err = want.Cancel(order.ReasonCancelWasLost, now)
 	}
 	if err != nil {
 		return err
