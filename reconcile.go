@@ -44,7 +44,7 @@ func (c *reconcileCmd) Run(out output) error {
 	switch {
 	case len(report.Errors) > 0:
 		return exitError{errors.New("not everything could be compared"), exitUnknown}
-	case !report.Consistent:
+	case !report.Agree():
 		return exitError{errors.New(""), exitFailed}
 	}
 	return nil
@@ -60,12 +60,16 @@ func reportRows(r reconcile.Report) [][]string {
 	}
 	verdict := "the services differ"
 	switch {
-	case r.Consistent:
+	case r.Agree():
 		verdict = "the services agree"
 	case len(r.Errors) > 0:
 		verdict = "it cannot be told whether the services agree"
 	}
-	return append(rows, []string{}, []string{fmt.Sprintf("%s, for orders placed until %s: %d orders compared, %d of %d minutes equal, %d in flight, %d repaired, %d waiting, %d for a person; %s",
+	rows = append(rows, []string{})
+	if r.Failures > 0 {
+		rows = append(rows, []string{fmt.Sprintf("%d wait for failures; takeout failures list shows them", r.Failures)})
+	}
+	return append(rows, []string{fmt.Sprintf("%s, for orders placed until %s: %d orders compared, %d of %d minutes equal, %d in flight, %d repaired, %d waiting, %d for a person; %s",
 		verdict, r.To.Format(time.RFC3339), r.Compared.Orders, r.Compared.Equal, r.Compared.Buckets, r.InFlight, r.Repaired, r.Waiting, r.Person,
 		r.FinishedAt.Sub(r.StartedAt).Round(time.Millisecond))})
 }

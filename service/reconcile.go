@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -114,13 +115,13 @@ func (s *Service) reconcileOnce(ctx context.Context, q reconcile.Request) (recon
 		return report, err
 	}
 	logger := s.logger.With("orders", report.Compared.Orders, "buckets", report.Compared.Buckets, "equal", report.Compared.Equal,
-		"in_flight", report.InFlight, "findings", report.Totals, "repaired", report.Repaired, "person", report.Person)
+		"in_flight", report.InFlight, "waits_for_failures", report.Failures, "findings", report.Totals, "repaired", report.Repaired, "person", report.Person)
 	switch {
 	case err != nil:
 		s.logger.Warn("the services could not be compared; the next run tries again", "error", err)
 	case len(report.Errors) > 0:
 		logger.Warn("the services could be compared only in part; the next run tries again", "errors", report.Errors)
-	case len(report.Totals) > 0:
+	case !report.Agree():
 		logger.Warn("the services differ")
 	default:
 		logger.Debug("the services agree")
@@ -186,8 +187,8 @@ func (s *Service) reconcileNow(ctx context.Context, q reconcile.Request) (reconc
 }
 
 // Reconcile compares the databases that cfg names once, beside whatever runs on them, and repairs if the request says
-// so. It then goes on looking, for no longer than wait, until every repair has shown. The error says that nothing could
-// be compared.
+// so. It then goes on looking, for no longer than wait, until every repair has shown. The report has what these runs found,
+// and what earlier ones did that is not resolved, a thousand of them at most. The error says that nothing could be compared.
 func Reconcile(ctx context.Context, cfg Config, q reconcile.Request, wait time.Duration, logger *slog.Logger) (reconcile.Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return reconcile.Report{}, err
@@ -220,6 +221,11 @@ func Reconcile(ctx context.Context, cfg Config, q reconcile.Request, wait time.D
 			report = merge(report, next)
 		}
 	}
+	if err != nil {
+		return report, err
+	}
+	earlier, err := r.Unresolved(ctx, 1000)
+	report.Findings = union(earlier, report.Findings)
 	return report, err
 }
 
@@ -238,18 +244,21 @@ func (s *Service) look(ctx context.Context, db *sqlstore.Database) error {
 
 // merge is the report of two runs, one after the other.
 func merge(first, then reconcile.Report) reconcile.Report {
-	findings := map[[2]string]reconcile.Finding{}
-	for _, f := range slices.Concat(first.Findings, then.Findings) {
-		findings[[2]string{f.Class, f.OrderID}] = f
-	}
 	then.StartedAt, then.From, then.Compared = first.StartedAt, first.From, first.Compared
 	then.Repaired += first.Repaired
-	then.Findings = make([]reconcile.Finding, 0, len(findings))
-	for _, f := range findings {
-		then.Findings = append(then.Findings, f)
+	then.Findings = union(first.Findings, then.Findings)
+	return then
+}
+
+// union has each finding once, as the later ones say it.
+func union(earlier, later []reconcile.Finding) []reconcile.Finding {
+	findings := map[[2]string]reconcile.Finding{}
+	for _, f := range slices.Concat(earlier, later) {
+		findings[[2]string{f.Class, f.OrderID}] = f
 	}
-	slices.SortFunc(then.Findings, func(a, b reconcile.Finding) int {
+	all := slices.AppendSeq([]reconcile.Finding{}, maps.Values(findings))
+	slices.SortFunc(all, func(a, b reconcile.Finding) int {
 		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(a.OrderID, b.OrderID))
 	})
-	return then
+	return all
 }

@@ -784,6 +784,34 @@ func TestExitCodeOfReconcileSaysWhetherTheServicesAgree(t *testing.T) {
 	})
 }
 
+func TestReconcileTellsOfEverythingThatDoesNotAgree(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		s := reconciled(t, st)
+		env := map[string]string{
+			"TAKEOUT_ORDER_DATABASE_URL": st.order, "TAKEOUT_DISPATCH_DATABASE_URL": st.dispatch, "TAKEOUT_BROKER_URL": st.broker,
+			"TAKEOUT_PAYMENT_GATEWAY": "none", "TAKEOUT_RECONCILE_GRACE": "1s",
+		}
+		id := s.old(t, "x")
+		s.later(t)
+		alter(t, s.dispatch, "DELETE FROM platoon WHERE orderId = ?", id)
+		s.fails(t, s.dispatch, "dispatch.assign-courier", id)
+		waits := run(t, env, "reconcile", "-o", "table")
+		require.Equal(t, 1, waits.code, "%s", waits)
+		require.Contains(t, waits.stdout, "1 wait for failures; takeout failures list shows them")
+		require.Contains(t, waits.stdout, "the services differ")
+
+		alter(t, s.dispatch, "UPDATE failure SET state = 'discarded'")
+		require.Contains(t, run(t, env, "reconcile", "-o", "table").stdout, id)
+		alter(t, s.dispatch, "UPDATE failure SET state = 'open'")
+		found := run(t, env, "reconcile", "-o", "table")
+		require.Equal(t, 1, found.code, "%s", found)
+		require.Contains(t, found.stdout, id, "an earlier run found it")
+
+		alter(t, s.dispatch, "UPDATE failure SET state = 'discarded'")
+		require.Equal(t, 0, run(t, env, "reconcile", "--repair", "-o", "table").code)
+	})
+}
+
 func TestRangeThatIsAskedForIsComparedAgain(t *testing.T) {
 	t.Parallel()
 	s := reconciled(t, embedded(t))

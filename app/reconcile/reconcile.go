@@ -176,7 +176,7 @@ type Report struct {
 	To         time.Time      `json:"to"`
 	Repair     bool           `json:"repair"`
 	Leader     bool           `json:"leader" doc:"Whether this run had the lease, and so spares the next one what it compared."`
-	Consistent bool           `json:"consistent" doc:"Nothing is open, everything could be compared."`
+	Consistent bool           `json:"consistent" doc:"Nothing is open, everything could be compared. What waits for failures is not open."`
 	Compared   Compared       `json:"compared"`
 	InFlight   int            `json:"in_flight" doc:"Differences that are under way or may still be, and are none."`
 	Failures   int            `json:"waits_for_failures" doc:"Those of them for which a failure waits for a person."`
@@ -188,6 +188,9 @@ type Report struct {
 	Errors     []string       `json:"errors" doc:"What could not be compared, and why."`
 	Counts     []FindingCount `json:"-"`
 }
+
+// Agree reports whether the services agree as far as this run can tell, also on what waits for failures.
+func (r Report) Agree() bool { return r.Consistent && r.Failures == 0 }
 
 // Compared says how much work a run was.
 type Compared struct {
