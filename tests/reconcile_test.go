@@ -225,6 +225,7 @@ func TestEveryKindOfDriftIsFoundAndRepairedUnlessAPersonMustDecide(t *testing.T)
 				s.dispatchRows(t, "SELECT COUNT(*) FROM history WHERE order_id = ?", id), "%s: the repair is recorded", d.name)
 		}
 		require.Equal(t, wrong, money(), "amounts are never touched")
+		require.Zero(t, s.orderRows(t, "SELECT COUNT(*) FROM order_info WHERE name = 'cancel lost without a time' AND cancelled_at IS NULL"))
 		require.Equal(t, 1, s.orderRows(t, "SELECT order_money FROM order_info WHERE orderId = ?", ids["amount at the order"]))
 		require.Equal(t, 1, s.dispatchRows(t, "SELECT order_money FROM platoon WHERE orderId = ?", ids["amount at the dispatch"]))
 		s.noFailures(t)
@@ -451,9 +452,15 @@ func TestEventOnItsWayIsNoDifference(t *testing.T) {
 		alter(t, s.dispatch, "UPDATE retry SET available_at = ? WHERE queue = 'none'", now.Add(-2*time.Hour).UnixMicro())
 		alter(t, s.dispatch, "UPDATE failure SET state = 'discarded'")
 		classes := map[string]string{}
-		for _, f := range s.reconcile(t, `{}`).Findings {
+		r = s.reconcile(t, `{}`)
+		for _, f := range r.Findings {
 			classes[f.OrderID] = f.Class
+			if f.Class != reconcile.FieldMismatch {
+				require.Equal(t, reconcile.StatePerson, f.State)
+				require.Contains(t, f.Repair, "not lost: see that")
+			}
 		}
+		require.Equal(t, 2, r.Person)
 		require.Equal(t, map[string]string{ids[0]: reconcile.StuckOutbox, ids[1]: reconcile.StuckRetry, ids[2]: reconcile.FieldMismatch}, classes)
 		alter(t, s.order, "DELETE FROM outbox")
 		alter(t, s.dispatch, "DELETE FROM retry")

@@ -342,7 +342,7 @@ func (p *pass) close(f Finding) {
 }
 
 // findStuck finds events that should have left an outbox or a retry table long ago. Nothing about their orders is lost,
-// so there is nothing to repair but what keeps them.
+// so there is nothing to repair but what keeps them, which a person does.
 func (p *pass) findStuck(ctx context.Context) {
 	stuck, complete := map[findingKey]bool{}, true
 	for _, service := range slices.Sorted(maps.Keys(p.books)) {
@@ -352,14 +352,16 @@ func (p *pass) findStuck(ctx context.Context) {
 		}
 		complete = complete && err == nil && len(events) < maxStuck
 		for _, e := range events {
-			f := Finding{Class: StuckOutbox, OrderID: e.OrderID, FirstSeen: p.now, State: StateOpen, Minute: minuteOf(e.Since)}
+			f := Finding{Class: StuckOutbox, OrderID: e.OrderID, FirstSeen: p.now, Minute: minuteOf(e.Since)}
+			advice := "the event is not lost: see that a relay runs, and what its log says of it"
 			if e.Retry {
 				f.Class = StuckRetry
+				advice = "the event is not lost: see that its consumer runs, and what its log says of it"
 			}
 			if known, ok := p.known[f.key()]; ok {
 				f = known
 			}
-			f.LastSeen = p.now
+			f.LastSeen, f.State, f.Repair = p.now, StatePerson, advice
 			f.Evidence = map[string][]Record{service: {{State: f.Class, PlacedAt: e.Since, ChangedAt: e.Since}}}
 			stuck[f.key()] = true
 			p.touched[f.key()] = &f
