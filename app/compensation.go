@@ -89,22 +89,6 @@ func (s *Compensation) RecreateCancelled(ctx context.Context, e event.OrderCance
 	return s.recreate(ctx, want)
 }
 
-// asCancelled returns the order of the event as it ended.
-func asCancelled(e event.OrderCancelled) (*order.Order, error) {
-	o, err := rebuild(e.Order)
-	if err != nil {
-		return nil, err
-	}
-	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
-		return nil, err
-	}
-	if _, err := o.Cancel(e.Reason, e.CancelledAt); err != nil {
-		return nil, err
-	}
-	o.CatchUp(e.Version)
-	return o, nil
-}
-
 // asAnnounced returns the order of the event as far as it had come. One that is announced while it is on its way comes
 // with its courier: without one it would be sent out again. All consumers of the event ask here, or placedTerms: what one
 // refuses, no other may act on.
