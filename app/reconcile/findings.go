@@ -428,7 +428,10 @@ func (p *pass) apply(ctx context.Context, f *Finding) error {
 		return err
 	}
 	err = f.remedy.do(ctx, repairs{p.useCases, p.paymentsSince}, id, "reconciliation found "+f.Class)
-	if domain.KindOf(err) == domain.Invalid { // it is not done before somebody changes what is stored
+	switch domain.KindOf(err) {
+	case domain.Unavailable: // nothing was tried
+		return err
+	case domain.Invalid: // it is not done before somebody changes what is stored
 		f.State, f.Repair = StatePerson, "a row must be corrected first: "+err.Error()
 		return err
 	}

@@ -194,6 +194,9 @@ func TestRepairThatCouldNotBeTriedIsNotCounted(t *testing.T) {
 	require.NotEmpty(t, report.Errors)
 	require.Zero(t, d.put[reconcile.MissingDispatch].Repairs)
 	require.Equal(t, reconcile.StateOpen, d.put[reconcile.MissingDispatch].State)
+	require.Len(t, report.Findings, 1)
+	require.Equal(t, d.put[reconcile.MissingDispatch].State, report.Findings[0].State, "the report says what is stored")
+	require.Zero(t, report.Findings[0].Repairs)
 
 	report, d = reconciled(t, errors.New("it cannot be repaired so"), func(*scripted, *scripted, *desk) {})
 	require.Equal(t, 1, report.Repaired)
