@@ -106,6 +106,26 @@ func TestTransientFailureIsRetriedWhenItsCauseIsGone(t *testing.T) {
 	})
 }
 
+func TestUnsignedCopyThatComesFirstLeavesTheSignedOriginalRepairable(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		const key = "the only key there is"
+		s := startWith(t, st, func(cfg *service.Config) { cfg.RetryDelays, cfg.EventKey = nil, key })
+		keys, err := event.ParseKeys(key)
+		require.NoError(t, err)
+		publish, id := s.stranger(t), newEventID()
+		body := encode(t, id, time.Now(), event.DispatchAssigned{OrderID: "o-late", CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
+		publish("dispatch.assigned", id, body, nil)
+		copied := s.awaitFailures(t, 1, "?code=event_forged")[0]
+		publish("dispatch.assigned", id, body, map[string]string{event.SignatureHeader: keys.Sign(body)})
+		original := s.awaitFailures(t, 1, "?code=order_not_found")[0]
+
+		require.Equal(t, 201, mustSend(t, "POST", s.api+"/v1/orders", `{"order_id":"o-late","name":"x","amount":1}`).status)
+		require.Equal(t, 200, mustSend(t, "POST", s.api+"/v1/failures/"+original.ID+"/retry", `{}`).status)
+		s.awaitState(t, original.ID, "resolved")
+		require.Equal(t, "open", s.showFailure(t, copied.ID).State)
+	})
+}
+
 func TestRetryOfManyStopsAtTheFirstThatFailsAgain(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		s := noDelays(t, st)

@@ -593,7 +593,7 @@ func TestCorrectedMessageIsANewEventAndTheOriginalStays(t *testing.T) {
 		require.Equal(t, "li", assigned.CourierID)
 		require.Contains(t, string(row.payload), `"causationid":"evt_original"`)
 		require.Equal(t, map[string]string{event.SignatureHeader: deskKeys.Sign(row.payload)}, row.metadata, "signed, and without what the original came with")
-		require.NoError(t, s.Keep(t.Context(), app.Failure{Consumer: row.queue, MessageID: "evt_new", Payload: row.payload}))
+		require.NoError(t, s.Keep(t.Context(), app.Failure{Consumer: row.queue, MessageID: "evt_new", Payload: row.payload, Headers: row.metadata}))
 		require.Equal(t, 1, countIn(t, s, "SELECT COUNT(*) FROM retry r JOIN failure f ON f.fingerprint = r.fingerprint"), "known as the same message")
 		row.payload, row.metadata = nil, nil
 		require.Equal(t, waiting{queue: "order.mark-dispatched", uuid: "evt_new", order: "o2"}, row, "a failure of its own if it fails")

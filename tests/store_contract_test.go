@@ -615,6 +615,57 @@ func TestFailureIsKeptOnceAndWhole(t *testing.T) {
 	})
 }
 
+func TestSameBytesUnderAnotherSignatureAreAnotherFailure(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		unsigned := givenUpBy("order.mark-dispatched", "m1", "o1", "c", "e")
+		signed, forged := unsigned, unsigned
+		signed.Headers = map[string]string{event.SignatureHeader: "genuine"}
+		forged.Headers = map[string]string{event.SignatureHeader: "forged"}
+		delayed := func(f app.Failure) {
+			require.NoError(t, s.Delay(t.Context(), f, 1, time.Hour))
+		}
+		for range 2 {
+			for _, f := range []app.Failure{unsigned, forged, signed} {
+				require.NoError(t, s.Keep(t.Context(), f))
+				delayed(f)
+			}
+		}
+		for i, f := range []app.Failure{unsigned, forged, signed} {
+			kept, err := s.GetFailure(t.Context(), int64(i+1))
+			require.NoError(t, err)
+			require.Equal(t, f.Headers, kept.Headers)
+			require.Equal(t, 2, kept.Occurrences)
+		}
+		require.Equal(t, 3, countIn(t, s, "SELECT COUNT(*) FROM failure"))
+		require.Equal(t, 3, countIn(t, s, "SELECT COUNT(*) FROM retry"))
+	})
+}
+
+func TestFailureThatAnOlderVersionKeptIsKnownAgain(t *testing.T) {
+	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
+		signed := givenUpBy("order.mark-dispatched", "m1", "o1", "c", "e")
+		signed.Headers = map[string]string{event.SignatureHeader: "genuine"}
+		require.NoError(t, s.Keep(t.Context(), signed))
+		old := sha256.Sum256([]byte("m1\x00" + string(signed.Payload)))
+		_, err := s.DB().Writer().ExecContext(t.Context(), "UPDATE failure SET fingerprint = ?", old[:])
+		require.NoError(t, err)
+		require.NoError(t, s.Keep(t.Context(), signed))
+		require.Equal(t, 1, countIn(t, s, "SELECT COUNT(*) FROM failure WHERE occurrences = 2"))
+
+		forged := signed
+		forged.Headers = map[string]string{event.SignatureHeader: "forged"}
+		require.NoError(t, s.Keep(t.Context(), forged))
+		require.Equal(t, 2, countIn(t, s, "SELECT COUNT(*) FROM failure"))
+
+		unsigned := givenUpBy("order.mark-dispatched", "m2", "o1", "c", "e")
+		require.NoError(t, s.Keep(t.Context(), unsigned))
+		same := sha256.Sum256([]byte("m2\x00" + string(unsigned.Payload)))
+		var kept []byte
+		require.NoError(t, s.DB().Reader().QueryRowContext(t.Context(), "SELECT fingerprint FROM failure WHERE message_id = 'm2'").Scan(&kept))
+		require.Equal(t, same[:], kept, "as it always was")
+	})
+}
+
 func keptPayload(t testing.TB, s *orderStore, failure int64) []byte {
 	t.Helper()
 	rows, err := s.DB().Reader().Query("SELECT bytes FROM failure_payload WHERE failure_id = ? ORDER BY part", failure)

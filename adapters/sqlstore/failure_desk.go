@@ -341,7 +341,7 @@ func (d *Database) ReplaceFailure(ctx context.Context, number int64, by app.Corr
 	}
 	return d.closeFailure(ctx, number, action, app.FailureReplaced, by.EventID, func(ctx context.Context, tx *sql.Tx, f lockedFailure, at time.Time) error {
 		return d.addRetries(ctx, tx, at, retryRow{
-			queue: f.consumer, uuid: by.EventID, fingerprint: fingerprint(by.EventID, by.Payload), orderID: by.OrderID,
+			queue: f.consumer, uuid: by.EventID, fingerprint: fingerprint(by.EventID, by.Payload, by.Metadata), orderID: by.OrderID,
 			payload: by.Payload, metadata: metadata, problem: f.problem,
 		})
 	}, app.FailureOpen)

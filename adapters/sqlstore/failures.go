@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
 	"takeout/app"
+	"takeout/domain/event"
 )
 
 const (
@@ -28,9 +30,14 @@ const (
 	retryWindow = 200
 )
 
-// fingerprint tells whether two messages are the same one.
-func fingerprint(messageID string, payload []byte) []byte {
+// fingerprint tells whether two messages are the same one. With another signature it is another: one of them is forged, and must
+// not take the place of the other.
+func fingerprint(messageID string, payload []byte, headers map[string]string) []byte {
 	sum := sha256.Sum256(append([]byte(messageID+"\x00"), payload...))
+	if signature := headers[event.SignatureHeader]; signature != "" {
+		// Without a zero byte, which every unsigned message has: nobody can make one with this fingerprint.
+		sum = sha256.Sum256(fmt.Appendf(nil, "%x %x", sum, signature))
+	}
 	return sum[:]
 }
 
@@ -43,7 +50,7 @@ func (d *Database) Delay(ctx context.Context, f app.Failure, tier int, after tim
 	err = d.db.InTx(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO retry (queue, uuid, fingerprint, tier, order_id, payload, metadata, "+
 			"error_text, created_at, available_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "+d.db.Now+" + ?)",
-			f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
+			f.Consumer, clip(f.MessageID, 255), fingerprint(f.MessageID, f.Payload, f.Headers), tier, f.OrderID, sqldb.NotNull(f.Payload), headers,
 			clip(f.Error, 512), now(), after.Microseconds())
 		if d.db.IsDuplicate(err) {
 			return nil
@@ -98,19 +105,26 @@ func (d *Database) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.
 			return err
 		}
 	}
+	const open = "closed_at = NULL, state = 'open' WHERE consumer = ? AND "
+	if id, err := d.keptUnderOldFingerprint(ctx, tx, f); err != nil || id != 0 {
+		if err == nil {
+			_, err = failedAgain(ctx, tx, f, at, open+"id = ?", id)
+		}
+		return err
+	}
 	headers, err := json.Marshal(f.Headers)
 	if err != nil {
 		return err
 	}
+	print := fingerprint(f.MessageID, f.Payload, f.Headers)
 	result, err := tx.ExecContext(ctx, "INSERT INTO failure (consumer, fingerprint, message_id, order_id, error_class, error_code, "+
 		"error_text, attempts, headers, payload_size, state, first_failed_at, last_failed_at) "+
 		"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?)",
-		f.Consumer, fingerprint(f.MessageID, f.Payload), clip(f.MessageID, 255), f.OrderID, f.Class, clip(f.Code, 64),
+		f.Consumer, print, clip(f.MessageID, 255), f.OrderID, f.Class, clip(f.Code, 64),
 		clip(f.Error, 512), f.Attempts, headers, len(f.Payload), at, at)
 	if d.db.IsDuplicate(err) {
 		// Kept before, and delivered again because the ack was lost, or sent again by somebody.
-		_, err = failedAgain(ctx, tx, f, at, "closed_at = NULL, state = 'open' WHERE consumer = ? AND fingerprint = ?",
-			fingerprint(f.MessageID, f.Payload))
+		_, err = failedAgain(ctx, tx, f, at, open+"fingerprint = ?", print)
 		return err
 	}
 	if err != nil {
@@ -121,6 +135,26 @@ func (d *Database) keep(ctx context.Context, tx *sql.Tx, f app.Failure, at time.
 		return err
 	}
 	return keepPayload(ctx, tx, id, f.Payload)
+}
+
+// keptUnderOldFingerprint returns the failure of this signed message from when the signature was not in the fingerprint yet, 0 if
+// there is none.
+func (d *Database) keptUnderOldFingerprint(ctx context.Context, tx *sql.Tx, f app.Failure) (id int64, err error) {
+	signature := f.Headers[event.SignatureHeader]
+	if signature == "" {
+		return 0, nil
+	}
+	var headers []byte
+	err = tx.QueryRowContext(ctx, "SELECT id, headers FROM failure WHERE consumer = ? AND fingerprint = ?"+d.db.ForUpdate,
+		f.Consumer, fingerprint(f.MessageID, f.Payload, nil)).Scan(&id, &headers)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	var kept map[string]string
+	if err != nil || json.Unmarshal(headers, &kept) != nil || kept[event.SignatureHeader] != signature {
+		return 0, err
+	}
+	return id, nil
 }
 
 // failedAgain updates what is known of a failure of the consumer, and reports whether there is one. rest is the rest of

@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/json"
+	"fmt"
 
+	"takeout/domain/event"
 	"takeout/verify/history"
 )
 
@@ -80,20 +83,20 @@ func (c *checker) readKept(ctx context.Context, service string, wanted map[keep]
 	var (
 		number, size                             int64
 		consumer, eventID, id, class, code, text string
-		fingerprint                              []byte
+		fingerprint, headers                     []byte
 		attempts, times                          int
 		state                                    string
 	)
-	return c.each(ctx, service, "failure", "id, consumer, fingerprint, message_id, order_id, error_class, error_code, error_text, attempts, "+
+	return c.each(ctx, service, "failure", "id, consumer, fingerprint, message_id, order_id, error_class, error_code, error_text, attempts, headers, "+
 		"payload_size, state, occurrences", func(scan func(...any) error) error {
-		err := scan(&number, &consumer, &fingerprint, &eventID, &id, &class, &code, &text, &attempts, &size, &state, &times)
+		err := scan(&number, &consumer, &fingerprint, &eventID, &id, &class, &code, &text, &attempts, &headers, &size, &state, &times)
 		if err != nil {
 			return err
 		}
 		c.report.Failures++
 		c.search(text, says("the error text of failure %d in the %s database", number, service), id)
 		c.setAside(consumer, eventID)
-		body, print, length, err := c.payload(ctx, service, number, eventID)
+		body, print, length, err := c.payload(ctx, service, number, eventID, headers)
 		if err != nil {
 			return err
 		}
@@ -126,9 +129,9 @@ func (c *checker) collects(id, consumer, code string) bool {
 	return known && consumer == "order.cancel-unpaid" && code == "order_delivered" && c.records[i].is(delivered) && c.records[i].payment == refused
 }
 
-// payload returns the SHA-256 of a failure's bytes, the fingerprint that they have with the message's id, and how many
+// payload returns the SHA-256 of a failure's bytes, the fingerprint that they have with the message's id and signature, and how many
 // they are.
-func (c *checker) payload(ctx context.Context, service string, number int64, eventID string) (body, fingerprint [sha256.Size]byte, length int64, err error) {
+func (c *checker) payload(ctx context.Context, service string, number int64, eventID string, headers []byte) (body, fingerprint [sha256.Size]byte, length int64, err error) {
 	plain, marked := sha256.New(), sha256.New()
 	_, _ = marked.Write([]byte(eventID + "\x00"))
 	err = c.page(ctx, service, "SELECT bytes FROM failure_payload WHERE failure_id = ? ORDER BY part", []any{number}, func(rows *sql.Rows) error {
@@ -141,5 +144,10 @@ func (c *checker) payload(ctx context.Context, service string, number int64, eve
 		_, _ = marked.Write(part)
 		return nil
 	})
-	return [sha256.Size]byte(plain.Sum(nil)), [sha256.Size]byte(marked.Sum(nil)), length, err
+	fingerprint = [sha256.Size]byte(marked.Sum(nil))
+	var came map[string]string
+	if _ = json.Unmarshal(headers, &came); came[event.SignatureHeader] != "" {
+		fingerprint = sha256.Sum256(fmt.Appendf(nil, "%x %x", fingerprint, came[event.SignatureHeader]))
+	}
+	return [sha256.Size]byte(plain.Sum(nil)), fingerprint, length, err
 }

@@ -32,7 +32,7 @@ CREATE TABLE inbox (
 CREATE TABLE failure (
     id              BIGINT       NOT NULL AUTO_INCREMENT PRIMARY KEY,
     consumer        VARCHAR(64)  CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-    fingerprint     BINARY(32)   NOT NULL, -- SHA-256 of message id and body: the same message is kept once
+    fingerprint     BINARY(32)   NOT NULL, -- SHA-256 of message id, body and signature: the same message is kept once
     message_id      VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     order_id        VARCHAR(64)  CHARACTER SET ascii COLLATE ascii_bin NOT NULL, -- empty if it could not be read
     error_class     VARCHAR(32)  CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

@@ -29,7 +29,7 @@ CREATE TABLE retry (
     id           BIGINT       NOT NULL AUTO_INCREMENT PRIMARY KEY,
     queue        VARCHAR(64)  CHARACTER SET ascii COLLATE ascii_bin NOT NULL, -- the consumer
     uuid         VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL, -- the message's id
-    fingerprint  BINARY(32)   NOT NULL, -- SHA-256 of message id and body, as in failure
+    fingerprint  BINARY(32)   NOT NULL, -- SHA-256 of message id, body and signature, as in failure
     tier         INT          NOT NULL, -- which delay this is, 1 for the first, 0 for a retry that a person asked for
     order_id     VARCHAR(64)  CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     failure_id   BIGINT       NULL,     -- the failure that is retried, if a person asked for it

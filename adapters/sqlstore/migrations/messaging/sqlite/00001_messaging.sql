@@ -32,7 +32,7 @@ CREATE TABLE inbox (
 CREATE TABLE failure (
     id              INTEGER  PRIMARY KEY AUTOINCREMENT,
     consumer        TEXT     NOT NULL,
-    fingerprint     BLOB     NOT NULL, -- SHA-256 of message id and body: the same message is kept once
+    fingerprint     BLOB     NOT NULL, -- SHA-256 of message id, body and signature: the same message is kept once
     message_id      TEXT     NOT NULL,
     order_id        TEXT     NOT NULL, -- empty if it could not be read
     error_class     TEXT     NOT NULL,

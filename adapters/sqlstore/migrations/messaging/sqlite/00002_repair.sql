@@ -27,7 +27,7 @@ CREATE TABLE retry (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     queue TEXT NOT NULL, -- the consumer
     uuid TEXT NOT NULL, -- the message's id
-    fingerprint BLOB NOT NULL, -- SHA-256 of message id and body, as in failure
+    fingerprint BLOB NOT NULL, -- SHA-256 of message id, body and signature, as in failure
     tier INTEGER NOT NULL, -- which delay this is, 1 for the first, 0 for a retry that a person asked for
     order_id TEXT NOT NULL,
     failure_id INTEGER NULL,     -- the failure that is retried, if a person asked for it
