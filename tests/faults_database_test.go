@@ -191,6 +191,40 @@ func occupy(t testing.TB, rawURL, crowd string) (release func()) {
 	}
 }
 
+// Somebody restores a copy under the running program.
+func TestOrderIsRefusedThatWouldGoIntoAFileThatIsGone(t *testing.T) {
+	t.Parallel()
+	var log lockedBuffer
+	s := &system{stack: embedded(t)}
+	s.cfg = config(t, s.stack)
+	one, err := service.Start(t.Context(), s.cfg, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError})))
+	require.NoError(t, err)
+	s.one, s.api, s.dispatchAPI = one, "http://"+one.Addr(), "http://"+one.Addr()
+	t.Cleanup(func() { s.stop(t) })
+	s.addCourier(t, "zhao", 0)
+	id := s.place(t, "x", 1)
+	s.awaitDispatched(t, id)
+	file := strings.TrimPrefix(s.order, "sqlite:")
+	restored := filepath.Join(t.TempDir(), "copy.db")
+	execute(t, s.order, "VACUUM INTO '"+restored+"'")
+
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		require.NoError(t, os.Remove(file+suffix))
+	}
+	s.refusesOrders(t)
+	require.NoError(t, os.Rename(restored, file))
+	for range 3 {
+		s.refusesOrders(t)
+	}
+	require.Equal(t, http.StatusServiceUnavailable, mustSend(t, http.MethodPost, s.api+"/v1/orders/"+id+"/cancel", `{}`).status)
+	require.Equal(t, 1, strings.Count(log.String(), "deleted or replaced while it is in use"), "once, not for each: %s", log.String())
+
+	s.stop(t)
+	s.start(t)
+	require.Equal(t, "dispatched", s.get(t, id).Status, "the restored file is left alone")
+	s.awaitTaken(t)
+}
+
 func TestWhatAServerIsSetToForOthersDoesNotApplyToUs(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartMySQL(t)

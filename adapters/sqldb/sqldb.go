@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -35,6 +36,7 @@ type DB struct {
 	logger *slog.Logger
 
 	trouble trouble
+	gone    atomic.Bool // the file is not the one of SQLite any more, and it was said
 }
 
 // Dialect is what MySQL and SQLite say differently. Its strings are parts of statements.
@@ -128,7 +130,7 @@ func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, t
 	var unknown error
 	var resolveUntil time.Time
 	for attempt := 1; ; attempt++ {
-		err, committing := runTx(ctx, c, fn)
+		err, committing := db.runTx(ctx, c, fn)
 		if err == nil {
 			return nil
 		}
@@ -155,7 +157,7 @@ func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, t
 }
 
 // runTx runs fn in a transaction once. committing reports whether an error came from COMMIT.
-func runTx(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) (err error, committing bool) {
+func (db *DB) runTx(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) (err error, committing bool) {
 	tx, err := c.BeginTx(ctx, nil)
 	if err != nil {
 		return err, false
@@ -163,6 +165,9 @@ func runTx(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx)
 	// After an error a transaction on MySQL may still be open with half of its work done, so it is always ended.
 	defer func() { _ = tx.Rollback() }()
 	if err := fn(ctx, tx); err != nil {
+		return err, false
+	}
+	if err := db.checkSameFile(); err != nil { // last of all: nothing is promised that goes into a file that is gone
 		return err, false
 	}
 	return commit(ctx, tx), true

@@ -48,10 +48,10 @@ func (t *trouble) now() error {
 	return t.err
 }
 
-// ErrFileGone says that the file of a SQLite database was deleted or replaced while it was in use. What is stored goes on
-// going into the old one, and is lost with the process.
-var ErrFileGone = errors.New("the file was deleted or replaced while it is in use: what is stored now is lost when the program stops; " +
-	"stop it at once, and put the right file there before it is started again")
+// ErrFileGone says that the file of a SQLite database was deleted or replaced while it was in use. What would be stored would go
+// into the old one, and be lost with the process: transactions fail.
+var ErrFileGone = errors.New("the file was deleted or replaced while it is in use: nothing more is stored; " +
+	"stop the program, and put the right file there before it is started again")
 
 // rememberFile keeps which file this process uses.
 func (db *DB) rememberFile() (err error) {
@@ -61,13 +61,34 @@ func (db *DB) rememberFile() (err error) {
 	return err
 }
 
+// findFile returns ErrFileGone if the file of SQLite is not the one that this process uses.
+func (db *DB) findFile() error {
+	if db.file == nil {
+		return nil
+	}
+	if now, err := os.Stat(db.path); err != nil || !os.SameFile(db.file, now) {
+		return fmt.Errorf("%s: %w", db.path, ErrFileGone)
+	}
+	return nil
+}
+
+// checkSameFile is findFile for a transaction. Only the first of those that fail says so in the log.
+func (db *DB) checkSameFile() error {
+	err := db.findFile()
+	if was := db.gone.Swap(err != nil); err != nil && !was {
+		db.logger.Error("the database takes no changes any more", "database", db.name, "error", err)
+	}
+	if err != nil {
+		return db.kind(domain.Unavailable, "database_unavailable", "the %s database is not available", err)
+	}
+	return nil
+}
+
 // Trouble returns why transactions of this process failed within the last moments although the database may answer, nil if
 // they did not, or ErrFileGone. The error is Unavailable otherwise.
 func (db *DB) Trouble(ctx context.Context) error {
-	if db.file != nil {
-		if now, err := os.Stat(db.path); err != nil || !os.SameFile(db.file, now) {
-			return fmt.Errorf("%s: %w", db.path, ErrFileGone)
-		}
+	if err := db.findFile(); err != nil {
+		return err
 	}
 	err := db.trouble.now()
 	if err != nil && db.isReadOnly(ctx) {
