@@ -423,7 +423,7 @@ func waitingRetries(t testing.TB, s *orderStore) []waiting {
 func TestRetriedMessageGoesToItsConsumerAsItCame(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		f := givenUpBy("order.mark-dispatched", "m1", "o1", "c", "e")
-		f.Payload = bytes.Repeat([]byte{0, 0xff, '\'', 'x'}, 600_000) // in three parts
+		f.Payload = bytes.Repeat([]byte{0, 0xff, '\'', 'x'}, 600_000) // in many parts
 		f.Headers[app.MetadataUndeliverable] = "delivered 5 times"
 		require.NoError(t, s.Keep(t.Context(), f))
 		retrying, err := desk(s).Retry(t.Context(), app.FailureID{Service: "order", Number: 1}, wang)

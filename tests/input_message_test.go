@@ -22,6 +22,7 @@ import (
 	"takeout/ports/httpapi"
 	"takeout/ports/messaging"
 	"takeout/service"
+	"takeout/tests/testenv"
 )
 
 // routes are the queues of the whole program.
@@ -512,4 +513,30 @@ func TestMessageLargerThanAnyServerTakesAtOnceIsKeptWhole(t *testing.T) {
 	s.awaitCount(t, 1, "SELECT COUNT(*) FROM failure WHERE payload_size = ?", size)
 	require.Equal(t, sha256.Sum256(body), sha256.Sum256([]byte(s.kept(t)["dispatch.assign-courier: large"].body)))
 	s.awaitDispatched(t, s.place(t, "a neighbour", 1))
+}
+
+// Quotes take twice their room in a statement.
+func TestMessageLargerThanItsServersPacketsIsKeptWholeAndItsNeighboursGoOn(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartMySQL(t, "--max-allowed-packet=1M")
+	s := startOne(t, stack{order: server.URL("orders"), dispatch: server.URL("dispatch"), payment: server.URL("payment"), points: server.URL("points"),
+		broker: testenv.AMQP(t)})
+	publish := s.stranger(t)
+	unreadable := bytes.Repeat([]byte(`"`), 1<<20)
+	publish("dispatch.assigned", "evt_unreadable", unreadable, map[string]string{"x-case": "unreadable"})
+	id := newEventID()
+	early := encode(t, id, time.Now(), event.DispatchAssigned{OrderID: "o-early", CourierID: "zhao", AssignedAt: time.Now(), Version: 1})
+	early = append(bytes.Repeat([]byte(" "), 1<<20), early...)
+	publish("dispatch.assigned", id, early, map[string]string{"x-case": "early"})
+	s.awaitDispatched(t, s.place(t, "a neighbour", 1))
+	s.awaitCount(t, 2, "SELECT COUNT(*) FROM failure")
+	kept := s.kept(t)
+	require.Equal(t, sha256.Sum256(unreadable), sha256.Sum256([]byte(kept["order.mark-dispatched: unreadable"].body)))
+	require.Equal(t, sha256.Sum256(early), sha256.Sum256([]byte(kept["order.mark-dispatched: early"].body)))
+
+	orders, large := openOrders(t, s.order), givenUpBy("order.nobody", "m1", "o1", "c", "e")
+	large.Payload = unreadable
+	require.Equal(t, domain.Invalid, domain.KindOf(orders.Delay(t.Context(), large, 1, time.Hour)), "it is no use to wait")
+	large.Payload = unreadable[:256<<10]
+	require.NoError(t, orders.Delay(t.Context(), large, 1, time.Hour), "the largest that consumers delay")
 }

@@ -197,7 +197,8 @@ func classifyMySQL(err error) class {
 			return deadlock
 		case 1205: // lock wait timeout
 			return lockWait
-		case 1264, 1366, 1406, 3140, 3819, 4025: // out of range, incorrect, too long, bad JSON, check constraint
+		case 1264, 1366, 1406, 3140, 3819, 4025, // out of range, incorrect, too long, bad JSON, check constraint
+			1153: // larger than a packet
 			return refused
 		case 1021, 1114, 1041, 1037, 1038, 1878, 3015, 3019, 3170, // disk full, table full, out of memory
 			1040, 1135, 1203, 1226, 1129, // too many connections, no thread for another, host blocked

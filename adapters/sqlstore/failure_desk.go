@@ -20,7 +20,7 @@ import (
 // one has more.
 const (
 	retryChunk  = 200
-	retryPacket = 2 << 20
+	retryPacket = payloadPart
 )
 
 const failureColumns = "id, consumer, message_id, order_id, error_class, error_code, error_text, attempts, payload_size, state, " +

@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// payloadPart is how much of a failed message goes into one row: well below the smallest packet that a server
-	// takes.
-	payloadPart = 1 << 20
+	// payloadPart is how much of a failed message goes into one row: well below the smallest packet that a server takes, which is
+	// 1 MiB. Quotes, backslashes and zeros need twice their room in a statement.
+	payloadPart = 256 << 10
 	// retryLimit is how often a retry is taken without an end, as when it kills the process, before it is undeliverable.
 	retryLimit = 50
 	// retryWindow is the most retries of one consumer that are in flight.

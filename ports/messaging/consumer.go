@@ -29,8 +29,8 @@ const (
 	// longestPause is the most that a consumer waits before it tries whether what was away is back.
 	longestPause = 5 * time.Second
 	// longestDelayed is the size in bytes of the longest message that is delayed. A longer one is kept at once, in
-	// parts: a server may refuse a statement that holds it whole.
-	longestDelayed = 1 << 20
+	// parts: a server may refuse a statement that holds it whole, in which some bytes need twice their room.
+	longestDelayed = 256 << 10
 )
 
 // Consumers runs the routes of this process.
