@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlqueue"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
@@ -679,6 +681,79 @@ func keptPayload(t testing.TB, s *orderStore, failure int64) []byte {
 	}
 	require.NoError(t, rows.Err())
 	return kept
+}
+
+// Only SQLite takes such a value.
+func TestRowWhoseTimeSomebodyMadeUnreadableIsNamed(t *testing.T) {
+	t.Parallel()
+	s := startOne(t, embedded(t))
+	a := mustSend(t, http.MethodPost, s.api+"/v1/orders", `{"order_id":"g1","name":"x","amount":500}`)
+	require.Equal(t, http.StatusCreated, a.status, "%s", a)
+	eventually(t, "all services know the order", func() error {
+		if o := s.get(t, "g1"); o.Status != "dispatched" || o.Points == 0 {
+			return fmt.Errorf("%+v", o)
+		}
+		return nil
+	})
+	s.stop(t)
+	const unreadable = "placed_at = '29.11.2026 00:43'"
+	names := func(table string, err error) {
+		t.Helper()
+		require.ErrorContains(t, err, "the row g1 of "+table+" is damaged")
+		require.Equal(t, domain.Unknown, domain.KindOf(err))
+	}
+	looks := func(db *sqldb.DB, table string) {
+		t.Helper()
+		book := sqlstore.NewBook(db)
+		_, err := book.Records(t.Context(), []string{"g1"})
+		names(table, err)
+		_, err = book.Cut(t.Context(), time.Time{}, time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), 0)
+		names(table, err)
+	}
+
+	execute(t, s.order, "UPDATE order_info SET "+unreadable)
+	orders := openStore(t, s.order, sqlstore.OpenOrders)
+	looks(orders.DB(), "order_info")
+	_, err := sqlstore.NewBook(orders.DB()).Newest(t.Context(), event.DispatchAssigned{}.Key())
+	names("order_info", err)
+	require.NoError(t, orders.View(t.Context(), func(ctx context.Context, tx app.OrderTx) error {
+		_, err := tx.Orders.List(ctx, order.Query{Limit: 10})
+		names("order_info", err)
+		_, err = tx.Orders.Get(ctx, orderID(t, "g1"))
+		names("order_info", err)
+		_, err = tx.Orders.Get(ctx, orderID(t, "g2"))
+		require.Equal(t, domain.NotFound, domain.KindOf(err))
+		return nil
+	}))
+
+	execute(t, s.dispatch, "UPDATE platoon SET state = 'waiting', "+unreadable)
+	dispatches := openStore(t, s.dispatch, sqlstore.OpenDispatches)
+	looks(dispatches.DB(), "platoon")
+	require.NoError(t, dispatches.View(t.Context(), func(ctx context.Context, tx app.DispatchTx) error {
+		_, err := tx.Dispatches.Get(ctx, orderID(t, "g1"))
+		names("platoon", err)
+		_, err = tx.Dispatches.Backlog(ctx)
+		names("platoon", err)
+		return nil
+	}))
+
+	execute(t, s.payment, "UPDATE payment SET "+unreadable)
+	payments := openStore(t, s.payment, openPayments)
+	looks(payments.DB(), "payment")
+	require.NoError(t, payments.View(t.Context(), func(ctx context.Context, tx app.PaymentTx) error {
+		_, err := tx.Payments.Get(ctx, orderID(t, "g1"))
+		names("payment", err)
+		return nil
+	}))
+
+	execute(t, s.points, "UPDATE points_entry SET "+unreadable)
+	points := openStore(t, s.points, sqlstore.OpenPoints)
+	looks(points.DB(), "points_entry")
+	require.NoError(t, points.View(t.Context(), func(ctx context.Context, tx app.PointsTx) error {
+		_, err := tx.Ledger.Entries(ctx, orderID(t, "g1"))
+		names("points_entry", err)
+		return nil
+	}))
 }
 
 func TestDatabaseOfAnotherServiceIsRefused(t *testing.T) {

@@ -104,14 +104,15 @@ func (r dispatches) UpdateWaiting(ctx context.Context, limit int, change func([]
 
 func (r dispatches) Backlog(ctx context.Context) (dispatch.Backlog, error) {
 	var b dispatch.Backlog
-	err := r.q.QueryRowContext(ctx, "SELECT placed_at, (SELECT COUNT(*) FROM (SELECT 1 FROM platoon WHERE state = 'waiting' LIMIT ?) w), "+
+	var oldest string
+	err := r.q.QueryRowContext(ctx, "SELECT orderId, placed_at, (SELECT COUNT(*) FROM (SELECT 1 FROM platoon WHERE state = 'waiting' LIMIT ?) w), "+
 		"EXISTS (SELECT 1 FROM courier WHERE on_duty = 1) FROM platoon WHERE state = 'waiting' ORDER BY placed_at LIMIT 1", dispatch.MaxBacklog).
-		Scan(&b.Oldest, &b.Waiting, &b.OnDuty)
+		Scan(&oldest, &b.Oldest, &b.Waiting, &b.OnDuty)
 	if errors.Is(err, sql.ErrNoRows) {
 		return dispatch.Backlog{}, nil
 	}
 	b.Oldest = b.Oldest.UTC()
-	return b, err
+	return b, scanned("platoon", oldest, err)
 }
 
 func scanDispatch(row scanner) (dispatch.Dispatch, error) {
@@ -125,7 +126,7 @@ func scanDispatch(row scanner) (dispatch.Dispatch, error) {
 	err := row.Scan(&id, &courier, &state, &d.Job.Name, &amount, &currency, &d.Job.PlacedAt, &d.Job.Version,
 		&assigned, &delivered, &released)
 	if err != nil {
-		return d, err
+		return d, scanned("platoon", id, err)
 	}
 	var errs [3]error
 	d.Job.OrderID, errs[0] = order.ParseID(id)

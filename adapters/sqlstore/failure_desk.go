@@ -97,7 +97,7 @@ func (d *Database) failures(ctx context.Context, where string, args ...any) ([]a
 		err = row.Scan(&f.ID.Number, &f.Consumer, &f.MessageID, &f.OrderID, &f.Class, &f.Code, &f.Error, &f.Attempts, &f.PayloadSize, &f.State,
 			&f.FirstFailedAt, &f.LastFailedAt, &f.Occurrences, &closed, &f.ReplacedBy)
 		f.FirstFailedAt, f.LastFailedAt, f.ClosedAt = f.FirstFailedAt.UTC(), f.LastFailedAt.UTC(), utc(closed)
-		return f, err
+		return f, scanned("failure", strconv.FormatInt(f.ID.Number, 10), err)
 	}, "SELECT "+failureColumns+" FROM failure"+where, args...)
 }
 

@@ -28,7 +28,7 @@ func scanFinding(row scanner) (f reconcile.Finding, err error) {
 	var repaired sql.NullTime
 	err = row.Scan(&f.Class, &f.OrderID, &f.Minute, &f.State, &evidence, &f.Repair, &f.Repairs, &f.FirstSeen, &f.LastSeen, &repaired)
 	if err != nil {
-		return f, err
+		return f, scanned("finding", f.OrderID, err)
 	}
 	if err := json.Unmarshal(evidence, &f.Evidence); err != nil {
 		return f, damaged("finding", f.OrderID, err)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"takeout/adapters/sqldb"
@@ -139,7 +140,7 @@ func scanOrder(row scanner, before ...any) (*order.Order, error) {
 	err := row.Scan(append(before, &id, &s.Name, &amount, &currency, &status, &s.Version, &courier, &assigned, &s.PlacedAt,
 		&delivered, &cancelled, &s.CancelReason, &s.Points)...)
 	if err != nil {
-		return nil, err
+		return nil, scanned("order_info", id, err)
 	}
 	var errs [3]error
 	s.ID, errs[0] = order.ParseID(id)
@@ -157,6 +158,15 @@ func scanOrder(row scanner, before ...any) (*order.Order, error) {
 // at fault, not the one who asks.
 func damaged(table, id string, cause error) error {
 	return &domain.Error{Kind: domain.Unknown, Code: "row_damaged", Message: "the row " + id + " of " + table + " is damaged: " + cause.Error()}
+}
+
+// scanned is the error of a Scan, which says of a value that cannot be read only which column has it, with the name of the row.
+// Other errors, as that there is no row, stay as they are. What is scanned before the value is known, so the id comes first.
+func scanned(table, id string, err error) error {
+	if err == nil || !strings.HasPrefix(err.Error(), "sql: Scan error") { // it has no type
+		return err
+	}
+	return damaged(table, id, err)
 }
 
 func isDamaged(err error) bool {

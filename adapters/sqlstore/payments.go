@@ -104,7 +104,7 @@ func scanPayment(row scanner, before ...any) (payment.Payment, error) {
 	err := row.Scan(append(before, &id, &p.Bill.Name, &amount, &currency, &p.Bill.PlacedAt, &p.Bill.Version, &state, &p.Reference,
 		&p.Reason, &decided, &refunded)...)
 	if err != nil {
-		return p, err
+		return p, scanned("payment", id, err)
 	}
 	var errs [2]error
 	p.Bill.OrderID, errs[0] = order.ParseID(id)

@@ -44,6 +44,6 @@ func (r ledger) Entries(ctx context.Context, id order.ID) ([]points.Entry, error
 		var kind string
 		err := row.Scan(&kind, &e.Points, &e.PlacedAt, &e.At)
 		e.Kind, e.PlacedAt, e.At = points.RestoreKind(kind), e.PlacedAt.UTC(), e.At.UTC()
-		return e, err
+		return e, scanned("points_entry", id.String(), err)
 	}, "SELECT kind, points, placed_at, at FROM points_entry WHERE orderId = ? ORDER BY id"+lockingRead(r.q, r.db), id.String())
 }

@@ -199,7 +199,7 @@ func (b *Book) Cut(ctx context.Context, from, to time.Time, rows int) (time.Time
 		return to, nil
 	}
 	if err != nil {
-		return to, b.db.Error(err)
+		return to, b.db.Error(b.unreadable(ctx, err))
 	}
 	if cut = cut.UTC().Truncate(time.Minute).Add(time.Minute); cut.After(to) {
 		return to, nil
@@ -220,7 +220,7 @@ func (b *Book) Records(ctx context.Context, orderIDs []string) (map[string][]rec
 			into = append(into, &times[i])
 		}
 		if err := row.Scan(into...); err != nil {
-			return err
+			return scanned(b.table.name, id, err)
 		}
 		r.PlacedAt = r.PlacedAt.UTC()
 		r.ChangedAt = r.PlacedAt
@@ -264,7 +264,7 @@ func (b *Book) Stuck(ctx context.Context, before time.Time, limit int) ([]reconc
 	events, err := readAll(ctx, b.db, func(row scanner) (s reconcile.Stuck, err error) {
 		err = row.Scan(&s.OrderID, &s.Since)
 		s.Since = s.Since.UTC()
-		return s, err
+		return s, scanned("outbox", s.OrderID, err)
 	}, "SELECT order_id, created_at FROM "+
 		"(SELECT order_id, created_at FROM outbox ORDER BY id LIMIT ?) oldest WHERE created_at < ? AND order_id <> ''", limit, before)
 	if err != nil {
@@ -287,13 +287,23 @@ func (b *Book) Newest(ctx context.Context, key string) (time.Time, error) {
 	for _, query := range b.table.newest[key] {
 		at, err := b.time(ctx, query)
 		if err != nil {
-			return newest, err
+			return newest, b.unreadable(ctx, err)
 		}
 		if at.After(newest) {
 			newest = at
 		}
 	}
 	return newest, nil
+}
+
+// unreadable is scanned where only the placed_at of rows was asked for, which an index has.
+func (b *Book) unreadable(ctx context.Context, err error) error {
+	if !isDamaged(scanned(b.table.name, "", err)) {
+		return err
+	}
+	var id string
+	_ = b.db.Reader().QueryRowContext(ctx, "SELECT orderId FROM "+b.table.name+" WHERE "+b.db.Micros("placed_at")+" = 0 LIMIT 1").Scan(&id)
+	return scanned(b.table.name, id, err)
 }
 
 // newestIn selects when the newest row for which the condition holds was placed. An index has both.
