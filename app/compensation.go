@@ -97,6 +97,9 @@ func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
 	if err != nil {
 		return nil, err
 	}
+	if e.Version > maxAnnounced {
+		return nil, domain.InvalidField("version", "version_out_of_range", "version must be at most %d", maxAnnounced)
+	}
 	if d := e.Dispatch; d != nil {
 		courier, err := courierOf(d.CourierID, d.AssignedAt)
 		if err != nil {
@@ -130,7 +133,7 @@ func asCancelled(e event.OrderCancelled) (*order.Order, error) {
 	if _, err := o.Cancel(e.Reason, e.CancelledAt); err != nil {
 		return nil, err
 	}
-	o.CatchUp(e.Version)
+	o.CatchUp(min(e.Version, event.MaxVersion-1)) // which has a next
 	return o, nil
 }
 
@@ -144,8 +147,8 @@ func courierOf(id string, assigned time.Time) (dispatch.CourierID, error) {
 	return dispatch.ParseCourierID(id)
 }
 
-// maxAnnounced is the highest version of an order that is believed. It leaves room: an order that is made again goes on
-// from there, and what it announces later must be a version that events can have.
+// maxAnnounced is the highest version of a placed order that is believed. It leaves room: an order that is made again goes
+// on from there, and what it announces later must be a version that events can have.
 const maxAnnounced = 1 << 30
 
 // rebuild returns the order of the event as it was placed. The rules of an order hold for one that is announced, too.
@@ -160,9 +163,6 @@ func rebuild(e event.Order) (*order.Order, error) {
 	}
 	if err := domain.CheckTime("placed_at", e.PlacedAt); err != nil {
 		return nil, err
-	}
-	if e.Version > maxAnnounced {
-		return nil, domain.InvalidField("version", "version_out_of_range", "version must be at most %d", maxAnnounced)
 	}
 	return order.Place(id, e.Name, money, e.PlacedAt)
 }

@@ -219,6 +219,52 @@ func TestCancellationThatComesBeforeTheAnnouncementWins(t *testing.T) {
 	})
 }
 
+// An announcement is believed up to a version that leaves room for what the order announces later.
+func TestOrderOfTheHighestVersionThatIsBelievedCanBeCancelled(t *testing.T) {
+	onBothStacks(t, func(t *testing.T, s *system) {
+		publish := s.stranger(t)
+		say := func(e event.Event) { publish(e.Key(), "", encode(t, newEventID(), time.Now(), e), nil) }
+		highest, beyond := placedAs("o-highest"), placedAs("o-beyond")
+		highest.Version, beyond.Version = 1<<30, 1<<30+1
+		say(highest)
+		s.awaitCount(t, 1, "SELECT COUNT(*) FROM order_info WHERE orderId = 'o-highest'")
+		s.awaitDispatched(t, "o-highest")
+		s.awaitPayment(t, "o-highest", "succeeded")
+		s.cancel(t, "o-highest")
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-highest' AND state = 'released'")
+		s.awaitPayment(t, "o-highest", "refunded")
+		eventually(t, "the points are taken back", func() error {
+			if n := count(t, s.points, "SELECT COUNT(*) FROM points_entry WHERE orderId = 'o-highest'"); n != 2 {
+				return fmt.Errorf("%d entries", n)
+			}
+			return nil
+		})
+
+		// So can one whose cancellation has the highest version of all, and it still has a next.
+		last := cancelledAs(placedAs("o-last"))
+		last.Version = event.MaxVersion
+		say(last)
+		s.awaitCount(t, 1, "SELECT COUNT(*) FROM order_info WHERE orderId = 'o-last' AND status = 'cancelled' AND version = ?", event.MaxVersion-1)
+		s.awaitDispatchRows(t, 1, "SELECT COUNT(*) FROM platoon WHERE orderId = 'o-last' AND state = 'released'")
+		s.awaitPayment(t, "o-last", "void")
+		s.noFailures(t)
+		require.Zero(t, count(t, s.payment, "SELECT COUNT(*) FROM failure"))
+		require.Zero(t, count(t, s.points, "SELECT COUNT(*) FROM failure"))
+
+		say(beyond)
+		for consumer, url := range map[string]string{
+			"compensation.recreate-order": s.order, "dispatch.assign-courier": s.dispatch, "payment.charge-order": s.payment,
+		} {
+			eventually(t, consumer+" keeps what leaves no room", func() error {
+				if n := count(t, url, "SELECT COUNT(*) FROM failure WHERE consumer = ? AND error_code = 'version_out_of_range'", consumer); n != 1 {
+					return fmt.Errorf("%d", n)
+				}
+				return nil
+			})
+		}
+	})
+}
+
 func TestOrderThatWaitsIsNotOvertaken(t *testing.T) {
 	inBothPlaces(t, func(t *testing.T, st stack) {
 		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)

@@ -32,6 +32,9 @@ type Envelope struct {
 // MaxID is the longest event id in bytes.
 const MaxID = 100
 
+// MaxVersion is the highest version of an order that an event can have.
+const MaxVersion = 1<<31 - 1
+
 // TypeOf returns the CloudEvents type of events with that key.
 func TypeOf(key string) string { return "takeout." + key + ".v1" }
 
@@ -98,8 +101,8 @@ func (env *Envelope) check(messageID, wantType string) error {
 		return refuse("event_id_mismatch", "the event's id must be the id of the message that carries it")
 	case env.Type != wantType:
 		return refuse("event_type_unexpected", "the event's type must be %s on this queue", wantType)
-	case env.OrderVersion < 1 || env.OrderVersion > 1<<31-1:
-		return refuse("event_version_invalid", "the event's orderversion must be between 1 and %d", 1<<31-1)
+	case env.OrderVersion < 1 || env.OrderVersion > MaxVersion:
+		return refuse("event_version_invalid", "the event's orderversion must be between 1 and %d", MaxVersion)
 	case env.Time.IsZero():
 		return refuse("event_time_missing", "the event's time is missing")
 	case len(env.Data) == 0:

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +93,7 @@ func FuzzEveryMessageIsHandledOrRefusedWithAReason(f *testing.F) {
 			f.Add(uint8(i), "evt_1", body)
 			f.Add(uint8(i), "", []byte(strings.ReplaceAll(string(body), at.Format(time.RFC3339), "9999-12-31T23:59:59-14:00")))
 			f.Add(uint8(i), "", []byte(strings.ReplaceAll(string(body), "zhao", "")))
+			f.Add(uint8(i), "", regexp.MustCompile(`version":\d+`).ReplaceAll(body, fmt.Appendf(nil, `version":%d`, event.MaxVersion)))
 			f.Add(uint8(i), "", body[:len(body)-1])
 		}
 		f.Add(uint8(i), "\xff", []byte("null"))
@@ -119,7 +122,7 @@ func FuzzEveryMessageIsHandledOrRefusedWithAReason(f *testing.F) {
 			if _, err := json.Marshal(stored); err != nil {
 				t.Fatalf("the order cannot be shown: %v", err)
 			}
-			if stored.Version >= 1<<31-1 {
+			if stored.Version >= event.MaxVersion {
 				t.Fatalf("version %d has no next", stored.Version)
 			}
 		}
