@@ -12,9 +12,11 @@ import (
 	"slices"
 	"time"
 
+	"takeout/adapters/rabbitmq"
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlstore"
 	"takeout/ports/httpapi"
+	"takeout/ports/messaging"
 )
 
 // Diagnosis is what Doctor says about one dependency.
@@ -90,7 +92,11 @@ func (s *Service) examineBroker(ctx context.Context) Diagnosis {
 	late := s.broker.WaitReady(ctx)
 	switch err := s.broker.Check(); {
 	case err == nil:
-		d.OK = true
+		unread := s.examineReading(ctx)
+		if d.OK = unread == nil; !d.OK {
+			d.Cause = unread.Error()
+			d.Remedy = "let this user read the queues, over a connection beside the one that publishes; what is in them waits meanwhile"
+		}
 	case late == nil:
 		d.Cause = err.Error()
 		d.Remedy = "put right what the broker refuses; orders are taken meanwhile, and events that it concerns wait in the outbox"
@@ -99,6 +105,21 @@ func (s *Service) examineBroker(ctx context.Context) Diagnosis {
 		d.Remedy = "start RabbitMQ, and check host, port, vhost, user and password of --broker-url; orders are taken meanwhile and wait in the outbox"
 	}
 	return d
+}
+
+// examineReading looks whether this user may read the queues of the roles.
+func (s *Service) examineReading(ctx context.Context) error {
+	broker, ok := s.broker.(*rabbitmq.Broker)
+	if !ok {
+		return nil // what is in tables of its own is examined as they are
+	}
+	var queues []string
+	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
+		if s.cfg.has(route.Role) {
+			queues = append(queues, route.Queue)
+		}
+	}
+	return broker.MayRead(ctx, queues...)
 }
 
 // examineAddress examines whether the process can listen, and what a takeout that serves there already says of itself.

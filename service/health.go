@@ -57,6 +57,11 @@ func (s *Service) health(ctx context.Context) httpapi.Health {
 	} else {
 		h.Checks["broker"] = httpapi.Check{OK: true}
 	}
+	for queue, err := range s.broker.Reading() {
+		if err != nil {
+			worse("degraded", "queue "+queue, "cannot be read: "+err.Error())
+		}
+	}
 	if s.consumers != nil {
 		for queue, cause := range s.consumers.Paused() {
 			worse("degraded", "consumer "+queue, "pauses: "+cause)
@@ -132,6 +137,7 @@ var (
 	dispatchWaiting     = prometheus.NewDesc("takeout_dispatch_waiting", "Orders that wait for a courier, counted up to 100000.", nil, nil)
 	compensationStopped = prometheus.NewDesc("takeout_compensation_stopped", "1 if missing orders wait until somebody resumes the compensation.", nil, nil)
 	brokerUp            = prometheus.NewDesc("takeout_broker_up", "1 if events can be published now.", nil, nil)
+	queueRead           = prometheus.NewDesc("takeout_queue_read", "1 if this process can read the queue now.", []string{"queue"}, nil)
 	buildInfo           = prometheus.NewDesc("takeout_build_info", "What this program was built from.", []string{"version"}, nil)
 )
 
@@ -172,6 +178,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(compensationStopped, prometheus.GaugeValue, oneIf(g.useCases.Compensation.State().Why != ""))
 	}
 	ch <- prometheus.MustNewConstMetric(brokerUp, prometheus.GaugeValue, oneIf(g.broker.Check() == nil))
+	for queue, err := range g.broker.Reading() {
+		ch <- prometheus.MustNewConstMetric(queueRead, prometheus.GaugeValue, oneIf(err == nil), queue)
+	}
 	ch <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, Version())
 }
 

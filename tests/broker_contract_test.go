@@ -119,6 +119,47 @@ func receiveNothing(t testing.TB, messages <-chan *message.Message) {
 	}
 }
 
+func TestQueuesThatAreReadAreTold(t *testing.T) {
+	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, _ func() messaging.Broker) {
+		require.NoError(t, b.Bind("order.placed", "dispatch.assign"))
+		require.NoError(t, b.Bind("order.placed", "order.recreate"))
+		require.Empty(t, b.Reading(), "nobody reads yet")
+		_, _ = subscribe(t, b, "dispatch.assign")
+		eventually(t, "the queue is read, and no other", func() error {
+			reading := b.Reading()
+			if trouble, told := reading["dispatch.assign"]; len(reading) != 1 || !told || trouble != nil {
+				return fmt.Errorf("%v", reading)
+			}
+			return nil
+		})
+	})
+}
+
+func TestQueueWhoseTableCannotBeReadIsTold(t *testing.T) {
+	t.Parallel()
+	for _, kind := range brokerKinds()[:2] {
+		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
+			place := kind.place(t)
+			b := kind.open(t, place, brokerOptions{drain: 5 * time.Second})
+			t.Cleanup(func() { _ = b.Close() })
+			require.NoError(t, b.Bind("order.placed", "dispatch.assign"))
+			messages, _ := subscribe(t, b, "dispatch.assign")
+			execute(t, place, "ALTER TABLE broker_message RENAME TO elsewhere")
+			eventually(t, "the queue cannot be read", func() error {
+				if b.Reading()["dispatch.assign"] == nil {
+					return errors.New("it can")
+				}
+				return nil
+			})
+			execute(t, place, "ALTER TABLE elsewhere RENAME TO broker_message")
+			require.NoError(t, b.Publish("order.placed", newMessage("x")))
+			receive(t, messages).Ack()
+			eventually(t, "the queue can be read", func() error { return b.Reading()["dispatch.assign"] })
+		})
+	}
+}
+
 func TestTwoQueuesOnOneKeyBothGetTheMessage(t *testing.T) {
 	onEveryBroker(t, brokerOptions{}, func(t *testing.T, b messaging.Broker, _ func() messaging.Broker) {
 		require.NoError(t, b.Bind("order.placed", "dispatch.assign"))

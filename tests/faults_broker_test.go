@@ -1,10 +1,13 @@
 package tests
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +161,67 @@ func TestRefusedQueueKeepsOnlyItsOwnEventsWaiting(t *testing.T) {
 	require.NoError(t, err)
 	s.awaitPayment(t, cancelled, "refunded")
 	s.awaitBroker(t)
+	s.noFailures(t)
+}
+
+// The events of orders go out, and nobody may take them in.
+func TestQueueThatCannotBeReadIsNamedByReadinessMetricsAndDoctor(t *testing.T) {
+	t.Parallel()
+	broker := testenv.StartRabbitMQ(t)
+	ctl := func(args ...string) {
+		t.Helper()
+		out, err := broker.Ctl(args...)
+		require.NoError(t, err, out)
+	}
+	ctl("add_user", "narrow", password)
+	ctl("set_permissions", "narrow", ".*", ".*", ".*")
+	u := parse(t, broker.URL())
+	u.User = url.UserPassword("narrow", password)
+	st := embedded(t)
+	st.broker = u.String()
+	s := startOne(t, st)
+	s.awaitDispatched(t, s.place(t, "before", 1))
+	env := map[string]string{"TAKEOUT_HTTP_ADDR": freeAddr(t), "TAKEOUT_DATA_DIR": filepath.Join(t.TempDir(), "new"), "TAKEOUT_BROKER_URL": st.broker}
+	well := func() {
+		t.Helper()
+		eventually(t, "all is well", func() error {
+			if a := mustGet(t, s.api+"/readyz"); !contains(a.body, `"status":"ready"`) || contains(a.body, `"queue `) {
+				return fmt.Errorf("%s", a)
+			}
+			return nil
+		})
+		require.NotContains(t, s.sampleOf(t, "takeout_queue_read"), "} 0")
+		o := run(t, env, "doctor")
+		require.Equal(t, 0, o.code, "%s", o)
+	}
+	well()
+
+	ctl("set_permissions", "narrow", ".*", ".*", `^(?!dispatch\.assign-courier$)`)
+	ctl("close_all_connections", "permissions changed")
+	waiting := s.place(t, "waits", 1)
+	eventually(t, "readiness and metrics name this queue alone", func() error {
+		a := mustGet(t, s.api+"/readyz")
+		for _, part := range []string{`"status":"degraded"`, `"queue dispatch.assign-courier":`, "cannot be read: ", `"broker":{"ok":true`} {
+			if a.status != http.StatusOK || !contains(a.body, part) {
+				return fmt.Errorf("%s", a)
+			}
+		}
+		read := s.sampleOf(t, "takeout_queue_read")
+		if !strings.Contains(read, `{queue="dispatch.assign-courier"} 0`) || strings.Count(read, "} 0") != 1 || bytes.Count(a.body, []byte(`"queue `)) != 1 {
+			return fmt.Errorf("%s\n%s", a, read)
+		}
+		return nil
+	})
+	o := run(t, env, "doctor")
+	require.Equal(t, 1, o.code, "%s", o)
+	o.keepsThePassword(t)
+	f := findings(t, o)["broker"]
+	require.False(t, f.OK)
+	require.Contains(t, f.Cause, "read queue dispatch.assign-courier: Exception (403)")
+	require.Contains(t, f.Remedy, "let this user read the queues")
+	ctl("set_permissions", "narrow", ".*", ".*", ".*")
+	s.awaitDispatched(t, waiting)
+	well()
 	s.noFailures(t)
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"takeout/domain"
 )
@@ -213,6 +214,53 @@ func (b *Broker) Check() error {
 		return err
 	}
 	return b.topology.refusal("")
+}
+
+// Reading says for each queue that is subscribed to why it cannot be read right now, nil if it can.
+func (b *Broker) Reading() map[string]error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	reading := make(map[string]error)
+	for s := range b.subscribers {
+		for _, sub := range s.all() {
+			if sub.reading.Err() == nil {
+				reading[sub.queue] = cmp.Or(reading[sub.queue], sub.trouble())
+			}
+		}
+	}
+	return reading
+}
+
+// MayRead returns nil if this user may read the queues, and the broker's refusal otherwise. A queue that is not there is no
+// error. It takes no message: it asks for a consumer that the broker refuses as soon as it has looked whether the user may.
+func (b *Broker) MayRead(ctx context.Context, queues ...string) error {
+	session, err := b.consuming.wait(ctx)
+	if err != nil {
+		_, why := b.consuming.current()
+		return cmp.Or(why, err)
+	}
+	for _, queue := range queues {
+		for _, name := range []string{b.topology.name(queue), b.topology.deadName(queue)} {
+			ch, err := openChannel(session)
+			if err != nil {
+				return err
+			}
+			err = session.call(func() error {
+				_, err := ch.Consume(name, "", false, false, false, false, amqp.Table{"x-priority": "none"})
+				return err
+			})
+			switch refusal := refusalOf(err); {
+			case err == nil:
+				err = session.call(ch.Close) // with a consumer that should not be
+			case refusal != nil && refusal.Code != amqp.AccessRefused:
+				err = nil
+			}
+			if err != nil {
+				return fmt.Errorf("read queue %s: %w", name, session.reason(err))
+			}
+		}
+	}
+	return nil
 }
 
 // ready says why no message can be published, nil if messages can.

@@ -2,6 +2,7 @@ package rabbitmq_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -261,6 +262,119 @@ func TestUserWhoMayNotDeclareUsesWhatIsThere(t *testing.T) {
 	msgs, _ := subscribe(t, b, "q")
 	publish(t, b, "topic", "m")
 	receiveAcked(t, msgs, "m")
+}
+
+// narrowed returns the URL of a broker for a user of whom it allows less and less, and what does that.
+func narrowed(t *testing.T) (rawURL string, ctl func(args ...string)) {
+	t.Helper()
+	server := testenv.StartRabbitMQ(t)
+	ctl = func(args ...string) {
+		t.Helper()
+		if out, err := server.Ctl(args...); err != nil {
+			t.Fatal(err, out)
+		}
+	}
+	ctl("add_user", "narrow", "secret")
+	ctl("set_permissions", "narrow", ".*", ".*", ".*")
+	u, err := url.Parse(server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("narrow", "secret")
+	return u.String(), ctl
+}
+
+func TestQueueThatMayNotBeReadIsNamedUntilItMayBe(t *testing.T) {
+	t.Parallel()
+	for _, forbidden := range []string{"q", "q.dead"} {
+		t.Run(forbidden, func(t *testing.T) {
+			t.Parallel()
+			rawURL, ctl := narrowed(t)
+			b := openReady(t, rawURL, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
+			bind(t, b, "topic", "q")
+			bind(t, b, "topic", "other")
+			if reading := b.Reading(); len(reading) != 0 {
+				t.Errorf("nobody reads, and it says %v", reading)
+			}
+			msgs, reader := subscribe(t, b, "q")
+			subscribe(t, b, "other")
+			read := func() bool {
+				reading := b.Reading()
+				return len(reading) == 2 && reading["q"] == nil && reading["other"] == nil
+			}
+			eventually(t, "both are read", read)
+			if err := b.MayRead(t.Context(), "q", "other", "not-there"); err != nil {
+				t.Error(err)
+			}
+
+			ctl("set_permissions", "narrow", ".*", ".*", "^(?!"+forbidden+"$)")
+			ctl("close_all_connections", "permissions changed")
+			eventually(t, "one is not", func() bool {
+				reading := b.Reading()
+				return b.Check() == nil && reading["other"] == nil && strings.Contains(fmt.Sprint(reading["q"]), "access to queue '"+forbidden+"'")
+			})
+			if err := b.MayRead(t.Context(), "other", "q"); !strings.Contains(fmt.Sprint(err), "read queue "+forbidden+": Exception (403)") {
+				t.Errorf("may it be read? %v", err)
+			}
+
+			ctl("set_permissions", "narrow", ".*", ".*", ".*")
+			eventually(t, "both are read again", read)
+			publish(t, b, "topic", "m")
+			receiveAcked(t, msgs, "m")
+			reader.Close()
+			if _, told := b.Reading()["q"]; told {
+				t.Error("nobody reads it any more, and it is told of")
+			}
+		})
+	}
+}
+
+func TestNoQueueIsCalledReadWhileThePublishersConnectionIsTheOnlyOne(t *testing.T) {
+	t.Parallel()
+	rawURL, ctl := narrowed(t)
+	b := openReady(t, rawURL, rabbitmq.Config{ReconnectMax: 100 * time.Millisecond})
+	bind(t, b, "topic", "q")
+	subscribe(t, b, "q")
+	eventually(t, "it is read", func() bool { return b.Reading()["q"] == nil })
+
+	ctl("set_user_limits", "narrow", `{"max-connections": 1}`)
+	ctl("close_all_connections", "limited")
+	eventually(t, "the publishers' connection is the only one", func() bool {
+		if b.Check() != nil && b.Reading()["q"] == nil { // it was the readers'
+			ctl("close_all_connections", "once more")
+		}
+		return b.Check() == nil && errors.Is(b.Reading()["q"], rabbitmq.ErrNotConnected)
+	})
+	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	wantError(t, b.MayRead(soon, "q"), rabbitmq.ErrNotConnected)
+
+	ctl("clear_user_limits", "narrow", "all")
+	eventually(t, "it is read again", func() bool { return b.Check() == nil && b.Reading()["q"] == nil })
+}
+
+func TestAskingWhetherAQueueMayBeReadTakesNothingOutOfIt(t *testing.T) {
+	t.Parallel()
+	rawURL := testenv.AMQP(t)
+	b := openReady(t, rawURL, rabbitmq.Config{})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", ids(20)...)
+	for range 10 {
+		if err := b.MayRead(t.Context(), "q"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := ready(t, admin(t, rawURL), onBroker(t, rawURL, "q")); n != 20 {
+		t.Errorf("%d messages wait", n)
+	}
+	msgs, _ := subscribe(t, b, "q")
+	for range 20 {
+		msg := receive(t, msgs)
+		msg.Ack()
+		if msg.Metadata.Get("amqp-redelivered") != "" {
+			t.Errorf("%s was in somebody's hands", msg.UUID)
+		}
+	}
 }
 
 func TestWrongPasswordIsToldAndNotShown(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,9 +17,9 @@ type subscriber struct {
 	broker  *Broker
 	running sync.WaitGroup
 
-	mu     sync.Mutex
-	closed bool
-	stops  []context.CancelFunc // of the subscriptions
+	mu            sync.Mutex
+	closed        bool
+	subscriptions []*subscription
 }
 
 // Subscribe returns the messages of a queue, undeliverable ones among them, until ctx ends or the subscriber is
@@ -45,10 +46,12 @@ func (s *subscriber) Subscribe(ctx context.Context, queue string) (<-chan *messa
 		topology: b.topology,
 		logger:   b.logger.With("queue", b.topology.name(queue)),
 		reading:  reading,
+		stop:     stop,
 		values:   context.WithoutCancel(ctx),
 		out:      make(chan *message.Message),
+		unread:   errNotBegun,
 	}
-	s.stops = append(s.stops, stop)
+	s.subscriptions = append(s.subscriptions, sub)
 	s.running.Go(func() {
 		defer stop()
 		sub.run()
@@ -69,10 +72,20 @@ func (s *subscriber) beginClose() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	for _, stop := range s.stops {
-		stop()
+	for _, sub := range s.subscriptions {
+		sub.stop()
 	}
 }
+
+// all returns the subscriptions, ended ones among them.
+func (s *subscriber) all() []*subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.subscriptions)
+}
+
+// errNotBegun is why nothing is read at first.
+var errNotBegun = errors.New("reading has not begun yet")
 
 // subscription is one Subscribe. It consumes over one connection after the other.
 type subscription struct {
@@ -82,8 +95,28 @@ type subscription struct {
 	topology *topology
 	logger   *slog.Logger
 	reading  context.Context // ends when no more messages are wanted
+	stop     context.CancelFunc
 	values   context.Context // what the contexts of messages inherit
 	out      chan *message.Message
+
+	mu     sync.Mutex
+	unread error // why the broker delivers nothing, nil while it would
+}
+
+// trouble returns why nothing can be read, nil if it can.
+func (s *subscription) trouble() error {
+	if _, err := s.link.current(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unread
+}
+
+func (s *subscription) note(unread error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unread = unread
 }
 
 func (s *subscription) run() {
@@ -99,6 +132,7 @@ func (s *subscription) run() {
 		}
 		c, err := s.consume(session)
 		if err == nil {
+			s.note(nil)
 			if !again {
 				s.logger.Info("reading the queue")
 			}
@@ -116,6 +150,7 @@ func (s *subscription) run() {
 		if again = errors.Is(err, errQuiet); again {
 			continue // nothing is known to be wrong
 		}
+		s.note(err)
 		if err.Error() != logged && session.alive() { // a lost connection is told by its link
 			logged = err.Error()
 			s.logger.Warn("the queue cannot be read, trying again", "error", err)

@@ -4,6 +4,7 @@
 package sqlbroker
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -178,6 +179,18 @@ func (b *Broker) Check() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.trouble
+}
+
+// Reading implements messaging.Broker.
+func (b *Broker) Reading() map[string]error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	reading := make(map[string]error)
+	for _, r := range b.readers {
+		queue, err := r.Trouble()
+		reading[queue] = cmp.Or(reading[queue], b.trouble, err)
+	}
+	return reading
 }
 
 func (b *Broker) setTrouble(err error) {

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -104,6 +105,7 @@ type Reader struct {
 	closing chan struct{}
 	once    sync.Once
 	running sync.WaitGroup
+	trouble atomic.Pointer[error] // why rows could not be taken last, nil if they could
 }
 
 // NewReader returns a reader of the rows that cfg describes.
@@ -147,6 +149,14 @@ func (r *Reader) Close() error {
 	r.once.Do(func() { close(r.closing) })
 	r.running.Wait()
 	return nil
+}
+
+// Trouble returns which queue is read, and why it could not be when that was tried last, nil if it could.
+func (r *Reader) Trouble() (queue string, err error) {
+	if why := r.trouble.Load(); why != nil {
+		err = *why
+	}
+	return r.cfg.Queue, err
 }
 
 // TakeBack makes every leased row of the table available at once, and leaves those alone whose time has never come. It
@@ -238,7 +248,6 @@ func (s *subscription) run(taking context.Context) {
 
 // take hands out rows until taking ends.
 func (s *subscription) take(taking, handling context.Context, inFlight *sync.WaitGroup) {
-	var trouble bool
 	for pause := time.Duration(0); ; {
 		if s.cfg.Ready(taking) != nil {
 			return
@@ -250,8 +259,8 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 		heard := s.cfg.Bell.Heard(s.cfg.Queue)
 		began := time.Now()
 		rows, err := s.claim(taking, free)
-		if err == nil && trouble {
-			trouble, pause = false, 0
+		if err == nil && s.trouble.Swap(nil) != nil {
+			pause = 0
 			s.logger.Info("the queue can be read again")
 		}
 		onlyNew := s.stale
@@ -276,8 +285,7 @@ func (s *subscription) take(taking, handling context.Context, inFlight *sync.Wai
 		case err != nil && taking.Err() != nil:
 			return
 		case err != nil:
-			if !trouble {
-				trouble = true
+			if s.trouble.Swap(&err) == nil {
 				s.logger.Warn("the queue cannot be read; trying until it can", "error", err)
 			}
 			pause = min(max(2*pause, 100*time.Millisecond), 5*time.Second)

@@ -37,4 +37,7 @@ type Broker interface {
 	// Check says why messages, or those to a topic, cannot be published right now: unreachable, blocked, a queue refused.
 	// Nil if all can.
 	Check() error
+
+	// Reading says for each queue that a Subscriber reads why nothing can be read from it right now, nil if it can.
+	Reading() map[string]error
 }
