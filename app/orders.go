@@ -99,7 +99,7 @@ type placing struct {
 	placement Placement
 }
 
-// known gives err, from placing p with others, its kind.
+// known classifies err, which came from placing p together with others.
 func (p *placing) known(ctx context.Context, err error) error {
 	kind := domain.KindOf(err)
 	switch {

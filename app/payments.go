@@ -49,7 +49,7 @@ const paymentRest = 10 * time.Millisecond
 const gatewayTimeout = 10 * time.Second
 
 // Charge charges an order that was placed, and announces whether it is paid. An order whose payment is decided keeps
-// it: ErrDuplicate. One from before there were payments is let be. It is Invalid if the event breaks a rule or tells of
+// it: ErrDuplicate. One from before there were payments is left alone. It is Invalid if the event breaks a rule or tells of
 // another order than the one that the payment is for.
 //
 // That the payment has begun is stored before the gateway is asked, so that whoever finds it after a crash asks the

@@ -27,9 +27,8 @@ type table struct {
 	changed []string // columns of the times at which something happened to the order
 	lines   map[reconcile.Pair]func(d sqldb.Dialect) line
 	watched []string // columns whose change is noted
-	// newest are SELECTs by the keys of events: one of those has when the newest order was placed about which the service
-	// has handled such an event, or one of those that more orders have, and have first: the queue of what comes later to
-	// few of them is not further behind.
+	// newest has, by the key of an event, the queries behind Book.Newest: the placed_at of the newest row that this event
+	// left, or that one left which more orders have, and earlier, so that its queue cannot be ahead of this one's.
 	newest map[string][]string
 }
 

@@ -241,7 +241,7 @@ func (p *pass) mayBe(awaits awaited, queues []string) bool {
 // that is newer; see decide.
 const patience = 10
 
-// decide takes a difference for a finding unless it may be gone by itself: it is young, or the service that must act on
+// decide takes a difference for a finding unless it may still resolve itself: it is young, or the service that must act on
 // an event has not come to it. Events of a kind are handled in about the order in which they happen, so it has if it has
 // handled such an event about an order that was placed a grace later.
 //

@@ -43,8 +43,8 @@ type Book interface {
 	// first and no more than limit.
 	Stuck(ctx context.Context, before time.Time, limit int) ([]Stuck, error)
 	// Newest returns when the newest order was placed about which the service has handled an event with that key, zero if
-	// it cannot tell. What it did about an order on the account of events that fewer orders have does not count: each event
-	// has a queue of its own, and a long one may be behind while others are not.
+	// it cannot tell. Rows that rarer events left do not count: each event has a queue of its own, and theirs may be ahead of
+	// this one's.
 	Newest(ctx context.Context, key string) (time.Time, error)
 	// Created returns when the database was made.
 	Created(ctx context.Context) (time.Time, error)
