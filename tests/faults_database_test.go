@@ -22,6 +22,7 @@ import (
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlstore"
 	"takeout/app"
+	"takeout/domain"
 	"takeout/domain/order"
 	"takeout/service"
 	"takeout/tests/testenv"
@@ -117,8 +118,15 @@ func TestServerInTroubleRefusesOrdersClearlyAndSpendsNoAttempt(t *testing.T) {
 	}
 
 	// It has become a replica.
+	orders := openStore(t, st.order, sqlstore.OpenOrders)
 	do("SET GLOBAL read_only = 1")
 	s.refusesOrders(t)
+	inTx := orders.InTx(t.Context(), func(ctx context.Context, tx app.OrderTx) error { return placeIn(ctx, tx, "read-only") })
+	_, leasing := sqlstore.NewFindings(orders.DB()).Lease(t.Context(), "one", time.Hour)
+	for _, err := range []error{inTx, leasing} {
+		require.Equal(t, domain.Unavailable, domain.KindOf(err))
+		require.ErrorContains(t, err, "the server is read-only: the order database is not available")
+	}
 	eventually(t, "readiness says so", func() error {
 		_, _ = send(http.MethodPost, s.api+"/v1/orders", goodOrder)
 		if a := mustGet(t, s.api+"/readyz"); !contains(a.body, "cannot do its work: the server is read-only") {

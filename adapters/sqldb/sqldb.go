@@ -126,7 +126,10 @@ func (db *DB) InTx(ctx context.Context, fn func(ctx context.Context, tx *sql.Tx)
 
 // InTxOn is InTx on a connection that Unsynced gave.
 func (db *DB) InTxOn(ctx context.Context, c Conn, fn func(ctx context.Context, tx *sql.Tx) error) (err error) {
-	defer func() { db.trouble.note(err) }()
+	defer func() {
+		db.trouble.note(err)
+		err = db.WriteError(ctx, err)
+	}()
 	var unknown error
 	var resolveUntil time.Time
 	for attempt := 1; ; attempt++ {

@@ -2,6 +2,7 @@ package sqldb
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"os"
@@ -92,7 +93,24 @@ func (db *DB) Trouble(ctx context.Context) error {
 	}
 	err := db.trouble.now()
 	if err != nil && db.isReadOnly(ctx) {
-		return fmt.Errorf("the server is read-only: %w", err)
+		return fmt.Errorf("%w: %w", errReadOnly, err)
+	}
+	return err
+}
+
+var errReadOnly = errors.New("the server is read-only")
+
+// WriteError is Error for a statement that writes and is not in InTx, which says the same: if the driver left a server that is
+// read-only, it says so. It may ask the server.
+func (db *DB) WriteError(ctx context.Context, err error) error {
+	err = db.Error(err)
+	if !errors.Is(err, driver.ErrBadConn) || errors.Is(err, errReadOnly) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // it may be away altogether
+	defer cancel()
+	if db.isReadOnly(ctx) {
+		return fmt.Errorf("%w: %w", errReadOnly, err)
 	}
 	return err
 }

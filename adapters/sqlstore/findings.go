@@ -138,7 +138,7 @@ func (s *Findings) Lease(ctx context.Context, owner string, lasts time.Duration)
 	result, err := s.db.Writer().ExecContext(ctx, "UPDATE reconcile_lease SET owner = ?, expires = "+s.db.Now+" + ? "+
 		"WHERE id = 1 AND (owner = ? OR expires < "+s.db.Now+")", owner, micros, owner)
 	if err != nil {
-		return false, s.db.Error(err)
+		return false, s.db.WriteError(ctx, err)
 	}
 	if n, err := result.RowsAffected(); err != nil || n == 1 {
 		return n == 1, err
@@ -147,11 +147,11 @@ func (s *Findings) Lease(ctx context.Context, owner string, lasts time.Duration)
 	if s.db.IsDuplicate(err) {
 		return false, nil
 	}
-	return err == nil, s.db.Error(err)
+	return err == nil, s.db.WriteError(ctx, err)
 }
 
 // Release implements reconcile.Findings.
 func (s *Findings) Release(ctx context.Context, owner string) error {
 	_, err := s.db.Writer().ExecContext(ctx, "UPDATE reconcile_lease SET expires = 0 WHERE id = 1 AND owner = ?", owner)
-	return s.db.Error(err)
+	return s.db.WriteError(ctx, err)
 }

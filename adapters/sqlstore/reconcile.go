@@ -351,7 +351,7 @@ func (b *Book) Clean(ctx context.Context, notes []reconcile.Dirty) error {
 			ids[i] = n.ID
 		}
 		if _, err := b.db.Writer().ExecContext(ctx, b.db.DeleteByID("reconcile_dirty", len(ids)), ids...); err != nil {
-			return b.db.Error(err)
+			return b.db.WriteError(ctx, err)
 		}
 	}
 	return nil
@@ -363,7 +363,7 @@ func (b *Book) MarkDirty(ctx context.Context, minutes []int64) error {
 	for i, minute := range minutes {
 		rows[i] = []any{minute, at}
 	}
-	return b.db.Error(insertRows(ctx, b.db.Writer(), "reconcile_dirty", "minute, at", rows))
+	return b.db.WriteError(ctx, insertRows(ctx, b.db.Writer(), "reconcile_dirty", "minute, at", rows))
 }
 
 // Mark implements reconcile.Book.
