@@ -25,7 +25,8 @@ func NewTimeline(sources map[string]StepSource, elsewhere []string) *Timeline {
 
 // StepSource is a service's database, as far as it tells of orders.
 type StepSource interface {
-	// Steps returns what the database holds of the order, as it is at one moment, without naming itself. Errors as Store has them.
+	// Steps returns what the database holds of the order, as it is at one moment, without naming itself. Of what there is very
+	// much of it returns the newest, and before that a step LeftOut. Errors as Store has them.
 	Steps(ctx context.Context, id order.ID) ([]Step, error)
 }
 
@@ -44,10 +45,14 @@ type Step struct {
 // causes are the steps' names in the order in which one leads to another. What happened at the same time is told so. A
 // name that is not here is from an order's history, where it says what a handler did.
 var causes = []string{
-	"placed", "handled", "waiting", "charging", "dispatched", "delivered", "paid", "payment_refused", "cancelled", "payment_void",
+	LeftOut, "placed", "handled", "waiting", "charging", "dispatched", "delivered", "paid", "payment_refused", "cancelled", "payment_void",
 	"released", "impossible", "refunded", "points_awarded", "points_revoked", fromHistory,
 	"in_outbox", "confirmed", "retry_waits", "kept", "kept_again", "failure_action", "failure_closed", "drift_found", "drift_resolved",
 }
+
+// LeftOut is the name of a step that stands for steps like the one that its detail names, which are too many to be told. It has the
+// time of the last of them.
+const LeftOut = "left_out"
 
 const fromHistory = "" // stands in causes for all names that are not there
 

@@ -284,6 +284,33 @@ func TestTimelineTellsEveryKindOfStepOldestFirst(t *testing.T) {
 	})
 }
 
+func TestTimelineOfAnOrderOfWhichThereIsVeryMuchTellsTheNewestAndSaysSo(t *testing.T) {
+	withAllServices(t, func(t *testing.T, databases map[string]app.StepSource) {
+		orders := databases["order"].(*orderStore)
+		storeOrder(t, orders, "o1")
+		const rows = 1003
+		var values []any
+		later := time.Now().UTC().Add(time.Hour).Truncate(time.Second)
+		for i := range rows {
+			values = append(values, "o1", later.Add(time.Duration(i)*time.Second), "attempt_failed", fmt.Sprint(i))
+		}
+		_, err := orders.DB().Writer().Exec(sqldb.Insert("history", "order_id, at, step, detail", rows), values...)
+		require.NoError(t, err)
+
+		steps := wayOf(t, databases, "o1").Steps
+		require.Equal(t, "placed", steps[0].Name)
+		left := slices.IndexFunc(steps, func(s app.Step) bool { return s.Name == app.LeftOut })
+		require.Positive(t, left)
+		require.Equal(t, app.Step{
+			At: later.Add(2 * time.Second), Name: app.LeftOut, Database: "order", Detail: "attempt_failed and all before it: the newest 1000 are told",
+		}, steps[left])
+		told := steps[left+1:]
+		require.Len(t, told, 1000)
+		require.Equal(t, "3", told[0].Detail)
+		require.Equal(t, "1002", told[999].Detail)
+	})
+}
+
 func TestTimelineTellsWhatMovesOnce(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, open func() *orderStore) {
 		storeOrder(t, s, "o1")

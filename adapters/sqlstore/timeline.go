@@ -4,41 +4,46 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"time"
 
 	"takeout/app"
 	"takeout/domain/order"
 )
 
-// chapter is what one table tells of an order. The query takes the order's id, and read returns the steps of one row.
+// chapter is what one table tells of an order. The query takes the order's id, by is the column that its rows are told by, and read
+// returns the steps of one row.
 type chapter struct {
-	query string
-	read  func(r scanner) ([]app.Step, error)
+	query, by string
+	read      func(r scanner) ([]app.Step, error)
 }
+
+// mostTold is how many rows a chapter tells. Whoever sends messages decides how many there are about an order.
+const mostTold = 1000
 
 // messageChapters are of the tables that every service has.
 var messageChapters = []chapter{
-	{"SELECT handled_at, consumer, event_id FROM inbox WHERE order_id = ?", readHandled},
-	{"SELECT created_at, event_key, event_id FROM outbox WHERE order_id = ? ORDER BY id", readEvent("in_outbox", "not yet confirmed by the broker")},
-	{"SELECT DISTINCT created_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ? ORDER BY created_at", readEvent("in_outbox", "")},
-	{"SELECT confirmed_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ? ORDER BY id", readEvent("confirmed", "")},
-	{"SELECT at, step, detail FROM history WHERE order_id = ? ORDER BY id", readHistory},
-	{"SELECT created_at, queue, uuid, tier, COALESCE(failure_id, 0), available_at, error_text FROM retry WHERE order_id = ? ORDER BY id", readRetry},
+	{"SELECT handled_at, consumer, event_id FROM inbox WHERE order_id = ?", "handled_at", readHandled},
+	{"SELECT created_at, event_key, event_id FROM outbox WHERE order_id = ?", "id", readEvent("in_outbox", "not yet confirmed by the broker")},
+	{"SELECT DISTINCT created_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ?", "created_at", readEvent("in_outbox", "")},
+	{"SELECT confirmed_at, event_key, event_id FROM outbox_confirmed WHERE order_id = ?", "id", readEvent("confirmed", "")},
+	{"SELECT at, step, detail FROM history WHERE order_id = ?", "id", readHistory},
+	{"SELECT created_at, queue, uuid, tier, COALESCE(failure_id, 0), available_at, error_text FROM retry WHERE order_id = ?", "id", readRetry},
 	{"SELECT id, first_failed_at, last_failed_at, closed_at, consumer, message_id, state, error_class, error_text, attempts, occurrences " +
-		"FROM failure WHERE order_id = ? ORDER BY id", readFailure},
+		"FROM failure WHERE order_id = ?", "id", readFailure},
 	{"SELECT a.at, a.operator, a.action, a.reason, f.id, f.consumer, f.message_id FROM failure f JOIN failure_action a ON a.failure_id = f.id " +
-		"WHERE f.order_id = ? ORDER BY a.id", readAction},
+		"WHERE f.order_id = ?", "a.id", readAction},
 }
 
 // chapters are of the tables that only one service has.
 var chapters = map[string][]chapter{
 	"order": {
-		{"SELECT " + orderColumns + " FROM order_info WHERE orderId = ?", readOrder},
-		{"SELECT first_seen, resolved_at, class, state, repair, repairs FROM finding WHERE orderId = ? ORDER BY id", readFinding},
+		{"SELECT " + orderColumns + " FROM order_info WHERE orderId = ?", "id", readOrder},
+		{"SELECT first_seen, resolved_at, class, state, repair, repairs FROM finding WHERE orderId = ?", "id", readFinding},
 	},
-	"dispatch": {{"SELECT " + dispatchColumns + " FROM platoon WHERE orderId = ?", readDispatch}},
-	"payment":  {{"SELECT state, reference, reason, placed_at, decided_at, refunded_at FROM payment WHERE orderId = ?", readPayment}},
-	"points":   {{"SELECT at, kind, points FROM points_entry WHERE orderId = ? ORDER BY id", readEntry}},
+	"dispatch": {{"SELECT " + dispatchColumns + " FROM platoon WHERE orderId = ?", "id", readDispatch}},
+	"payment":  {{"SELECT state, reference, reason, placed_at, decided_at, refunded_at FROM payment WHERE orderId = ?", "id", readPayment}},
+	"points":   {{"SELECT at, kind, points FROM points_entry WHERE orderId = ?", "id", readEntry}},
 }
 
 // Steps implements app.StepSource. One snapshot is read: what is moved from one table to another in between would be
@@ -63,16 +68,20 @@ func (d *Database) Steps(ctx context.Context, id order.ID) ([]app.Step, error) {
 }
 
 func (c chapter) tell(ctx context.Context, tx *sql.Tx, id order.ID) ([]app.Step, error) {
-	var steps []app.Step
-	err := each(ctx, tx, c.query, []any{id.String()}, func(row scanner) error {
-		read, err := c.read(row)
-		for _, s := range read {
-			s.At = s.At.UTC()
-			steps = append(steps, s)
-		}
-		return err
-	})
-	return steps, err
+	rows, err := collect(ctx, tx, c.read, c.query+" ORDER BY "+c.by+" DESC LIMIT ?", id.String(), mostTold+1)
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(rows)
+	if len(rows) > mostTold {
+		newest := rows[0][0]
+		rows[0] = []app.Step{{Name: app.LeftOut, At: newest.At, Detail: fmt.Sprintf("%s and all before it: the newest %d are told", newest.Name, mostTold)}}
+	}
+	steps := slices.Concat(rows...)
+	for i := range steps {
+		steps[i].At = steps[i].At.UTC()
+	}
+	return steps, nil
 }
 
 func readHandled(r scanner) ([]app.Step, error) {

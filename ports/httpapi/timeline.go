@@ -21,7 +21,7 @@ type TimelineBody struct {
 // StepBody is one step of an order's way.
 type StepBody struct {
 	At        time.Time `json:"at" doc:"UTC, by the clock of the process that did it."`
-	Step      string    `json:"step" doc:"placed, in_outbox, confirmed, handled, attempt_failed, retry_waits, kept, failure_action, waiting, dispatched, delivered, cancelled, released, impossible, charging, paid, payment_refused, payment_void, refunded, points_awarded, points_revoked, recreated, drift_found, drift_resolved and others." example:"confirmed"`
+	Step      string    `json:"step" doc:"placed, in_outbox, confirmed, handled, attempt_failed, retry_waits, kept, failure_action, waiting, dispatched, delivered, cancelled, released, impossible, charging, paid, payment_refused, payment_void, refunded, points_awarded, points_revoked, recreated, drift_found, drift_resolved and others; left_out stands for older ones of which there are too many." example:"confirmed"`
 	Database  string    `json:"database" doc:"Of the service whose database says so." example:"order"`
 	Detail    string    `json:"detail" doc:"For people."`
 	Event     string    `json:"event,omitempty" doc:"The routing key of the event that it is about." example:"order.placed"`
@@ -35,7 +35,7 @@ type timelineView struct{ Body TimelineBody }
 func (s *server) registerTimeline(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-order-timeline", Method: http.MethodGet, Path: "/v1/orders/{order_id}/timeline", Summary: "Show an order's way",
-		Description: "Every step that is stored, from all databases that this process opens and that answer. Each bears the time at which it " +
+		Description: "Every step that is stored, but of each kind no more than that of the newest thousand rows, from all databases that this process opens and that answer. Each bears the time at which it " +
 			"happened: a handler may be done before the broker's confirm is noted. The first attempts of a handler follow at once and are not " +
 			"stored; what comes of them is: handled, attempt_failed with a further attempt that waits, or kept for a person. An event that was " +
 			"confirmed twice was sent twice. Steps that are older than --history-retention, --dedup-horizon or --failure-retention may be gone.",
