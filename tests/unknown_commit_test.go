@@ -472,6 +472,7 @@ func TestOrderWhoseCommitIsStillUnderWayWhenTheConnectionBreaksIsNotRefused(t *t
 			close(trap.release)
 			require.Equal(t, http.StatusServiceUnavailable, a.status, "%s", a)
 			require.Equal(t, "outcome_unknown", a.problem(t).Code)
+			s.awaitOrderRows(t, 1, "SELECT COUNT(*) FROM order_info") // the COMMIT is on its way
 			s.holdsOnce(t, a.problem(t).OrderID)
 			s.holdsNothingElse(t, 1)
 		},
