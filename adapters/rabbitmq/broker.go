@@ -37,7 +37,8 @@ var (
 
 // Config tunes a Broker. The zero value of a field means its default.
 type Config struct {
-	// Prefetch is how many deliveries of one queue a subscription holds unsettled. Default 200.
+	// Prefetch is how many deliveries of one queue a subscription holds unsettled. Undeliverable ones come one by one.
+	// Default 200.
 	Prefetch int
 	// PublishWindow is how many messages may wait for their confirm at once. Default 1000.
 	PublishWindow int

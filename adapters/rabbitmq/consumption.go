@@ -68,6 +68,7 @@ type consumption struct {
 type source struct {
 	name       string // on the broker
 	dead       bool   // it holds dead letters
+	prefetch   int    // how many of its messages may be in flight
 	deliveries <-chan amqp.Delivery
 }
 
@@ -105,8 +106,8 @@ func (s *subscription) consume(session *session) (*consumption, error) {
 		channel:      ch,
 		closed:       ch.NotifyClose(make(chan *amqp.Error, 1)),
 		sources: []*source{
-			{name: s.topology.name(s.queue)},
-			{name: s.topology.deadName(s.queue), dead: true},
+			{name: s.topology.name(s.queue), prefetch: s.config.Prefetch},
+			{name: s.topology.deadName(s.queue), prefetch: 1, dead: true}, // what killed processes may be large
 		},
 		ledger:   newLedger(),
 		outcomes: make(chan outcome, s.config.Prefetch),
@@ -115,7 +116,6 @@ func (s *subscription) consume(session *session) (*consumption, error) {
 		checked:  make(chan error, 1),
 	}
 	c.messages, c.abandon = context.WithCancelCause(s.values)
-	err = session.call(func() error { return ch.Qos(s.config.Prefetch, 0, false) })
 	for _, from := range c.sources {
 		if err == nil {
 			err = c.start(from)
@@ -130,6 +130,9 @@ func (s *subscription) consume(session *session) (*consumption, error) {
 
 func (c *consumption) start(from *source) error {
 	return c.session.call(func() (err error) {
+		if err = c.channel.Qos(from.prefetch, 0, false); err != nil { // for consumers that start from now on
+			return err
+		}
 		from.deliveries, err = c.channel.Consume(from.name, from.name, false, false, false, false, nil)
 		return err
 	})

@@ -137,6 +137,45 @@ func TestManyMessagesAreInFlightAtOnce(t *testing.T) {
 	receiveAcked(t, msgs, ids(60)[50:]...)
 }
 
+// nothing checks that no message comes.
+func nothing(t *testing.T, msgs <-chan *message.Message, why string) {
+	t.Helper()
+	select {
+	case msg := <-msgs:
+		t.Errorf("%s came, and %s", msg.UUID, why)
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
+func TestDeadLettersComeOneByOne(t *testing.T) {
+	t.Parallel()
+	b := openReady(t, testenv.AMQP(t), rabbitmq.Config{DeliveryLimit: 1, NackDelay: time.Millisecond})
+	bind(t, b, "topic", "q")
+	publish(t, b, "topic", ids(3)...)
+	msgs, _ := subscribe(t, b, "q")
+	var letter *message.Message
+	for nacked := 0; nacked < 6; {
+		msg := receive(t, msgs)
+		if msg.Metadata.Get(app.MetadataUndeliverable) != "" {
+			letter = msg
+			continue
+		}
+		msg.Nack()
+		nacked++
+	}
+	for i := range 3 {
+		if letter == nil {
+			letter = receive(t, msgs)
+		}
+		nothing(t, msgs, "a dead letter was in flight")
+		if letter.Metadata.Get(app.MetadataUndeliverable) == "" {
+			t.Errorf("letter %d is none", i)
+		}
+		letter.Ack()
+		letter = nil
+	}
+}
+
 func TestNackedMessageComesBackAfterTheDelay(t *testing.T) {
 	t.Parallel()
 	const delay = 150 * time.Millisecond

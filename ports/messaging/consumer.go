@@ -43,6 +43,7 @@ type Consumers struct {
 	metrics  *Metrics
 	logger   *slog.Logger
 	all      []*consumer
+	large    chan struct{} // has room for one long message that is being kept
 }
 
 // NewConsumers returns an empty set of consumers of the events that are accepted. delays are the times after which a
@@ -54,6 +55,7 @@ func NewConsumers(accept Acceptance, delays []time.Duration, closeTimeout time.D
 	}
 	return &Consumers{
 		router: router, accept: accept, stopping: make(chan struct{}), delays: delays, metrics: metrics, logger: logger,
+		large: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -282,13 +284,22 @@ func (c *consumer) putAside(msg *message.Message, f app.Failure) error {
 			return err
 		}
 	}
-	err := c.store(msg, func(ctx context.Context) error { return c.failures.Keep(ctx, f) })
+	err := c.store(msg, func(ctx context.Context) error { return c.keep(ctx, f) })
 	if err == nil {
 		crashpoint.Here("consumer/kept")
 		c.metrics.kept(c.route.Queue, f.Class)
 		c.logger.Error("a message was given up and is kept for a person", about...)
 	}
 	return err
+}
+
+// keep keeps a message for a person, and long ones one by one: each is in memory more than once meanwhile.
+func (c *consumer) keep(ctx context.Context, f app.Failure) error {
+	if len(f.Payload) > longestDelayed {
+		c.large <- struct{}{}
+		defer func() { <-c.large }()
+	}
+	return c.failures.Keep(ctx, f)
 }
 
 // delayable reports whether the message is tried again later. A person who asked for a retry is told of its end soon.

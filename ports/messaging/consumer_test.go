@@ -15,6 +15,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"takeout/app"
@@ -147,6 +148,48 @@ func TestMessageThatFailedIsTriedAgainApartFromOthers(t *testing.T) {
 func TestWhatMessagesHoldIsNotInWatermillsLines(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, []any{"topic", "order.placed"}, attrs(map[string]any{"payload": "secret", "metadata": "secret", "topic": "order.placed"}))
+}
+
+// slowKeeper is a database that keeps a long message when it is told to.
+type slowKeeper struct {
+	record
+	keeping atomic.Int32
+	end     chan struct{}
+}
+
+func (k *slowKeeper) Keep(ctx context.Context, f app.Failure) error {
+	if len(f.Payload) > longestDelayed {
+		k.keeping.Add(1)
+		<-k.end
+		k.keeping.Add(-1)
+	}
+	return k.record.Keep(ctx, f)
+}
+
+func TestLargeMessagesAreKeptOneByOneAndSmallOnesMeanwhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		keeper := &slowKeeper{end: make(chan struct{})}
+		one := newConsumer(t, keeper)
+		other := &consumer{Consumers: one.Consumers, route: Route{Queue: "other"}, failures: keeper, pause: pause{logger: one.logger}, logger: one.logger}
+		wrong := func() error { return domain.Errorf(domain.Invalid, "wrong", "wrong") }
+		for i := range 6 {
+			handle := []*consumer{one, other}[i%2].handleAs(wrong)
+			go func() {
+				_, err := handle(message.NewMessage(fmt.Sprint("large", i), make([]byte, longestDelayed+1)))
+				assert.NoError(t, err)
+			}()
+		}
+		for range 6 {
+			synctest.Wait()
+			require.EqualValues(t, 1, keeper.keeping.Load(), "large ones at once")
+			_, err := other.handleAs(wrong)(message.NewMessage("small", []byte("x")))
+			require.NoError(t, err, "while a large one is being kept")
+			keeper.end <- struct{}{}
+		}
+		synctest.Wait()
+		require.Len(t, keeper.kept, 12)
+	})
 }
 
 func TestWhatBecomesOfAMessageThatFails(t *testing.T) {
