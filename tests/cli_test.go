@@ -430,6 +430,11 @@ func TestDoctorFindsNothingWrongWithAHealthyInstallation(t *testing.T) {
 	require.Regexp(t, `(?m)^ok +configuration`, o.stdout)
 	require.NotContains(t, o.stdout, "BAD")
 	require.NoDirExists(t, env["TAKEOUT_DATA_DIR"], "it changes nothing")
+	require.NoError(t, os.Mkdir(env["TAKEOUT_DATA_DIR"], 0o700))
+	require.Equal(t, 0, run(t, env, "doctor").code, "an empty directory is new, too")
+	made, err := os.ReadDir(env["TAKEOUT_DATA_DIR"])
+	require.NoError(t, err)
+	require.Empty(t, made, "it makes no files")
 
 	p := startProcess(t, "embedded", env)
 	o = run(t, env, "doctor")

@@ -182,7 +182,7 @@ func (db *DB) Unsynced(ctx context.Context, work func(c Conn) error) error {
 // Checkpoint folds the write-ahead log back into the file, so that a stopped program leaves one file behind. On
 // MySQL it does nothing.
 func (db *DB) Checkpoint(ctx context.Context) {
-	if db.path == "" {
+	if db.path == "" || db.Missing() { // it would be made
 		return
 	}
 	if _, err := db.write.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
