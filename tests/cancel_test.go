@@ -446,9 +446,7 @@ func TestGivingACourierALimitCountsWhatIsUnderWay(t *testing.T) {
 			changed <- err
 		}()
 		eventually(t, "whoever counts waits for what is being delivered", func() error {
-			waiting := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN "+processlist(t, st.dispatch)+" p "+
-				"ON p.id = trx_mysql_thread_id WHERE p.db = DATABASE() AND trx_state = 'LOCK WAIT'")
-			if len(changed) == 0 && waiting == 0 {
+			if len(changed) == 0 && lockWaits(t, st.dispatch) == 0 {
 				return fmt.Errorf("it has not begun")
 			}
 			return nil
@@ -531,9 +529,7 @@ func TestNobodyIsSentWhoGoesOffDutyMeanwhile(t *testing.T) {
 					taken <- err
 				}()
 				eventually(t, "whoever takes the courier waits for what becomes of them", func() error {
-					waiting := count(t, st.dispatch, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN "+processlist(t, st.dispatch)+" p "+
-						"ON p.id = trx_mysql_thread_id WHERE p.db = DATABASE() AND trx_state = 'LOCK WAIT'")
-					if len(taken) == 0 && waiting == 0 {
+					if len(taken) == 0 && lockWaits(t, st.dispatch) == 0 {
 						return fmt.Errorf("it has not begun")
 					}
 					return nil

@@ -536,7 +536,9 @@ func TestMessageLargerThanItsServersPacketsIsKeptWholeAndItsNeighboursGoOn(t *te
 
 	orders, large := openOrders(t, s.order), givenUpBy("order.nobody", "m1", "o1", "c", "e")
 	large.Payload = unreadable
-	require.Equal(t, domain.Invalid, domain.KindOf(orders.Delay(t.Context(), large, 1, time.Hour)), "it is no use to wait")
+	refused := domain.KindOf(orders.Delay(t.Context(), large, 1, time.Hour))
+	// A server that has seen how long it is may hang up before its answer is read.
+	require.Contains(t, []domain.Kind{domain.Invalid, domain.Unavailable}, refused, "it is no use to wait")
 	large.Payload = unreadable[:256<<10]
 	require.NoError(t, orders.Delay(t.Context(), large, 1, time.Hour), "the largest that consumers delay")
 }

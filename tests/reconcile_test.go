@@ -714,7 +714,8 @@ func TestRepairThatDoesNotLastIsLeftToAPerson(t *testing.T) {
 func TestMessageThatAPersonRetriesStillKeepsItsOrderFromBeingRepaired(t *testing.T) {
 	onBothDatabases(t, func(t *testing.T, s *orderStore, _ func() *orderStore) {
 		require.NoError(t, s.Keep(t.Context(), givenUpBy("order.nobody", "m1", "o1", "c", "e")))
-		for state, want := range map[string]bool{app.FailureOpen: true, app.FailureRetrying: true, app.FailureResolved: false, app.FailureDiscarded: false} {
+		waits := []string{"order.nobody"}
+		for state, want := range map[string][]string{app.FailureOpen: waits, app.FailureRetrying: waits, app.FailureResolved: nil, app.FailureDiscarded: nil} {
 			_, err := s.DB().Writer().Exec("UPDATE failure SET state = ?", state)
 			require.NoError(t, err)
 			flights, err := sqlstore.NewBook(s.DB()).Flights(t.Context(), []string{"o1", "o2"})

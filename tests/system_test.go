@@ -485,6 +485,18 @@ func processlist(t testing.TB, url string) string {
 	return table
 }
 
+// lockWaits counts the transactions on a database that wait for a lock. InnoDB renews what it tells of them only when nobody
+// has asked for a tenth of a second, so that it must not be asked at once again.
+func lockWaits(t testing.TB, url string) int {
+	t.Helper()
+	n := count(t, url, "SELECT COUNT(*) FROM information_schema.innodb_trx JOIN "+processlist(t, url)+" p "+
+		"ON p.id = trx_mysql_thread_id WHERE p.db = DATABASE() AND trx_state = 'LOCK WAIT'")
+	if n == 0 {
+		time.Sleep(150 * time.Millisecond)
+	}
+	return n
+}
+
 // executing counts the connections to a database that are executing a statement LIKE this one.
 func executing(t testing.TB, url, statement string) int {
 	t.Helper()
