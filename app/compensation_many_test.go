@@ -2,7 +2,6 @@ package app_test
 
 import (
 	"context"
-	"log/slog"
 	"path/filepath"
 	"testing"
 
@@ -17,12 +16,7 @@ import (
 
 func TestAnnouncementsThatComeTogetherAreComparedEachAndCounted(t *testing.T) {
 	t.Parallel()
-	store, err := sqlstore.OpenOrders("sqlite:"+filepath.Join(t.TempDir(), "order.db"), nil, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = store.Close() })
-	ctx := context.Background()
-	_, err = store.Migrate(ctx)
-	require.NoError(t, err)
+	ctx, store := context.Background(), openStore(t, "sqlite:"+filepath.Join(t.TempDir(), "order.db"), sqlstore.OpenOrders)
 	money, err := domain.NewMoney(2850, "CNY")
 	require.NoError(t, err)
 	orders, compensation := app.NewOrders(store), app.NewCompensation(store, 100)

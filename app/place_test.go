@@ -17,6 +17,7 @@ import (
 	"takeout/adapters/sqlstore"
 	"takeout/app"
 	"takeout/domain"
+	"takeout/domain/event"
 	"takeout/domain/order"
 	"takeout/tests/testenv"
 )
@@ -56,6 +57,17 @@ func (c *counter) InTx(ctx context.Context, fn func(context.Context, app.OrderTx
 	return c.Store.InTx(ctx, fn)
 }
 
+// openStore opens and migrates a service's database.
+func openStore[T any](t *testing.T, url string, open func(url string, keys event.Keys, logger *slog.Logger) (*sqlstore.Store[T], error)) *sqlstore.Store[T] {
+	t.Helper()
+	store, err := open(url, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = store.Close() })
+	_, err = store.Migrate(context.Background())
+	require.NoError(t, err)
+	return store
+}
+
 // atTheCounter runs the test on SQLite and on MySQL.
 func atTheCounter(t *testing.T, test func(t *testing.T, c *counter)) {
 	t.Parallel()
@@ -66,12 +78,7 @@ func atTheCounter(t *testing.T, test func(t *testing.T, c *counter)) {
 		url := place()
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			store, err := sqlstore.OpenOrders(url, nil, slog.New(slog.DiscardHandler))
-			require.NoError(t, err)
-			t.Cleanup(func() { _ = store.Close() })
-			_, err = store.Migrate(context.Background())
-			require.NoError(t, err)
-			c := &counter{Store: store, t: t, open: make(chan struct{})}
+			c := &counter{Store: openStore(t, url, sqlstore.OpenOrders), t: t, open: make(chan struct{})}
 			close(c.open)
 			c.orders = app.NewOrders(c)
 			c.orders.Patient()

@@ -1,6 +1,6 @@
 // Package sqldb opens a database by URL and runs transactions on it: MySQL or MariaDB for production, SQLite for a
-// machine with nothing installed. What differs between the two is behind Dialect, in mysql.go and sqlite.go, and in
-// the migrations; where Engine is asked elsewhere, the reason stands beside it.
+// machine with nothing installed. What differs between the two is in mysql.go, in sqlite.go, in the migrations, and
+// where Engine is asked.
 package sqldb
 
 import (
