@@ -272,15 +272,20 @@ func dispatchedBefore(ctx context.Context, tx DispatchTx, job order.Terms) error
 	if err != nil {
 		return err
 	}
-	corrected, err := stored.Job.Correct(job)
-	if err != nil {
+	newer := job.Newer(stored.Job)
+	if _, err := stored.Job.Correct(job); err != nil {
 		return err
 	}
-	if !corrected {
+	if !newer {
 		return ErrDuplicate
 	}
-	err = tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (bool, error) { return d.Job.Correct(job) })
-	if err != nil {
+	var corrected bool
+	err = tx.Dispatches.Update(ctx, job.OrderID, func(d *dispatch.Dispatch) (newer bool, err error) {
+		newer = job.Newer(d.Job)
+		corrected, err = d.Job.Correct(job)
+		return newer, err
+	})
+	if err != nil || !corrected {
 		return err
 	}
 	return tx.History.Add(ctx, job.OrderID.String(), "dispatch_corrected", "name and time are as the order service knows them now")
@@ -312,8 +317,9 @@ func (s *Dispatches) Release(ctx context.Context, e event.OrderCancelled) error 
 			before = *d
 			released := d.Release(e.CancelledAt)
 			// What contradicts the order that was dispatched cancels it all the same.
-			corrected, err := d.Job.Correct(job)
-			return released || err == nil && corrected, nil
+			newer := job.Newer(d.Job)
+			_, err := d.Job.Correct(job)
+			return released || err == nil && newer, nil
 		})
 		switch {
 		case domain.KindOf(err) == domain.NotFound:

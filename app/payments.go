@@ -95,8 +95,9 @@ func (s *Payments) beginOne(ctx context.Context, bill order.Terms) error {
 	if err != nil {
 		return err
 	}
-	corrected, err := p.Bill.Correct(bill)
-	if err == nil && corrected {
+	newer := bill.Newer(p.Bill)
+	_, err = p.Bill.Correct(bill)
+	if err == nil && newer {
 		err = s.correct(ctx, bill)
 	}
 	if err == nil && p.State != payment.Charging {
@@ -184,8 +185,13 @@ func (c charged) event() event.Event {
 
 func (s *Payments) correct(ctx context.Context, bill order.Terms) error {
 	return s.store.InTx(ctx, func(ctx context.Context, tx PaymentTx) error {
-		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) { return p.Bill.Correct(bill) })
-		if err != nil {
+		var corrected bool
+		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (newer bool, err error) {
+			newer = bill.Newer(p.Bill)
+			corrected, err = p.Bill.Correct(bill)
+			return newer, err
+		})
+		if err != nil || !corrected {
 			return err
 		}
 		return tx.History.Add(ctx, bill.OrderID.String(), "payment_corrected", "name and time are as the order service knows them now")
@@ -232,7 +238,10 @@ func (s *Payments) Refund(ctx context.Context, e event.OrderCancelled) error {
 		var before payment.Payment
 		err := tx.Payments.Update(ctx, bill.OrderID, func(p *payment.Payment) (bool, error) {
 			before = *p
-			return p.Cancel(at), nil
+			newer, cancelled := bill.Newer(p.Bill), p.Cancel(at)
+			// What contradicts what was stored meanwhile is cancelled all the same, as the gateway has done.
+			_, err := p.Bill.Correct(bill)
+			return cancelled || err == nil && newer, nil
 		})
 		if err != nil || before.State != payment.Succeeded {
 			return err

@@ -343,6 +343,53 @@ func TestPaymentFollowsTheOrderAsItIsCorrected(t *testing.T) {
 	})
 }
 
+func TestLateOlderNameDoesNotOverwriteANewerOneThatWasTheSameAsBefore(t *testing.T) {
+	inBothPlaces(t, func(t *testing.T, st stack) {
+		c := choreograph(t, st, app.DispatchPolicy{}, 0, 0)
+		c.addCourier(t, "zhao", 5)
+		ctx := context.Background()
+		f := facts("", order.Placed, 1)
+		name := f.Name
+		placed := func(id, name string, version int64) event.OrderPlaced {
+			f.OrderID, f.Name, f.Version = id, name, version
+			return event.OrderPlaced{Order: f}
+		}
+		late := func(id string) {
+			t.Helper()
+			e := placed(id, "Kung pao", 2)
+			require.Equal(t, domain.Invalid, domain.KindOf(c.payments.Charge(ctx, e)))
+			require.Equal(t, domain.Invalid, domain.KindOf(c.dispatches.AssignPlaced(ctx, e)))
+			p, err := c.payments.Get(ctx, orderID(t, id))
+			require.NoError(t, err)
+			d, err := c.dispatches.Get(ctx, orderID(t, id))
+			require.NoError(t, err)
+			for _, terms := range []order.Terms{p.Bill, d.Job} {
+				require.Equal(t, name, terms.Name)
+				require.EqualValues(t, 3, terms.Version)
+			}
+		}
+		for _, id := range []string{"o1", "o2"} {
+			require.NoError(t, c.payments.Charge(ctx, placed(id, name, 1)))
+			require.NoError(t, c.dispatches.AssignPlaced(ctx, placed(id, name, 1)))
+		}
+
+		// Version 2 had another name for a while, and 3 has the first one again.
+		require.ErrorIs(t, c.payments.Charge(ctx, placed("o1", name, 3)), app.ErrDuplicate, "it is paid")
+		require.NoError(t, c.dispatches.AssignPlaced(ctx, placed("o1", name, 3)))
+		require.ErrorIs(t, c.dispatches.AssignPlaced(ctx, placed("o1", name, 3)), app.ErrDuplicate, "nothing is left to remember")
+		late("o1")
+
+		gone := cancelled(placed("o2", name, 2).Order)
+		gone.Version = 3
+		require.NoError(t, c.payments.Refund(ctx, gone))
+		require.NoError(t, c.dispatches.Release(ctx, gone))
+		late("o2")
+		for _, db := range []string{st.payment, st.dispatch} {
+			require.Zero(t, count(t, db, "SELECT COUNT(*) FROM history WHERE step LIKE '%_corrected'"), "no name was changed")
+		}
+	})
+}
+
 // gatewayOf is a gateway that answers what the test says.
 type gatewayOf struct {
 	charge func(ctx context.Context) (string, error)

@@ -15,17 +15,22 @@ type Terms struct {
 	Version  int64     // of the order that the event told of
 }
 
-// Correct takes over what a newer version of the order says, and reports whether the terms changed. It is Invalid if
-// now has another amount, or under the same version another name: then it is another order.
+// Newer reports whether an event told these terms of a newer version of the order than those.
+func (t Terms) Newer(than Terms) bool { return t.Version > than.Version }
+
+// Correct takes over what a newer version of the order says, and reports whether anything but the version changed. The
+// version is taken over also if nothing else did, so that what an older one says is late. It is Invalid if
+// now has another amount, or under a version that is not newer another name: then it is another order.
 func (t *Terms) Correct(now Terms) (bool, error) {
-	newer := now.Version > t.Version
+	newer := now.Newer(*t)
 	if t.Money != now.Money || t.Name != now.Name && !newer {
 		return false, domain.Errorf(domain.Invalid, "order_mismatch",
 			"order %s is known with another name or amount than this event says", now.OrderID)
 	}
-	if !newer || t.Name == now.Name && t.PlacedAt.Equal(now.PlacedAt) {
+	if !newer {
 		return false, nil
 	}
+	changed := t.Name != now.Name || !t.PlacedAt.Equal(now.PlacedAt)
 	*t = now
-	return true, nil
+	return changed, nil
 }
