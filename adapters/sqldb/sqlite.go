@@ -159,7 +159,7 @@ type Conn interface {
 // it makes no difference.
 func (db *DB) Unsynced(ctx context.Context, work func(c Conn) error) error {
 	if db.path == "" {
-		return db.WriteError(ctx, work(db.write))
+		return work(db.write)
 	}
 	conn, err := db.write.Conn(ctx)
 	if err != nil {

@@ -498,7 +498,7 @@ func (s *subscription) delete(rows []Row, stop <-chan struct{}) {
 		return s.db.Unsynced(ctx, func(c sqldb.Conn) (err error) {
 			if s.cfg.Archive == nil {
 				deleted, err = affected(c.ExecContext(ctx, statement, names...))
-				return err
+				return s.db.WriteError(ctx, err)
 			}
 			return s.db.InTxOn(ctx, c, func(ctx context.Context, tx *sql.Tx) error {
 				if err := s.cfg.Archive(ctx, tx, len(rows), names); err != nil {
@@ -534,7 +534,7 @@ func (s *subscription) exec(set string, rows []Row, stop <-chan struct{}) {
 func (s *subscription) write(ctx context.Context, set string, rows []Row) error {
 	return s.db.Unsynced(ctx, func(c sqldb.Conn) error {
 		_, err := c.ExecContext(ctx, s.db.UpdateByID(s.cfg.Table, set, len(rows), "uuid"), names(rows)...)
-		return err
+		return s.db.WriteError(ctx, err)
 	})
 }
 
