@@ -42,7 +42,7 @@ func (h *Handover) Promise(queue string, n int) *Promise {
 	return &Promise{s, n, time.Now()}
 }
 
-// past is a context that has ended: a Ready that would have to wait says so at once.
+// past is a context that has ended: who would have to wait does not.
 var past = func() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

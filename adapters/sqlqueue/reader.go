@@ -242,6 +242,7 @@ func (s *subscription) run(taking context.Context) {
 	timer.Stop()
 	abandon()
 	close(stopHelpers)
+	close(s.settled) // all that will ever come is there
 	helpers.Wait()
 	close(s.out)
 }
@@ -415,34 +416,19 @@ func (s *subscription) handOut(taking, handling context.Context, r Row, inFlight
 
 // settle deletes acked rows and gives nacked ones back, as many in one statement as have come together.
 func (s *subscription) settle(stop <-chan struct{}) {
-	for {
-		var outcomes []outcome
-		select {
-		case o := <-s.settled:
-			outcomes = append(outcomes, o)
-		case <-stop:
-			select {
-			case o := <-s.settled:
-				outcomes = append(outcomes, o)
-			default:
-				return
-			}
-		}
+	for first := range s.settled {
+		outcomes := []outcome{first}
 		others := time.NewTimer(settleDelay)
 	more:
 		for len(outcomes) < min(batch, s.cfg.Window) {
 			select {
-			case o := <-s.settled:
+			case o, open := <-s.settled:
+				if !open {
+					break more
+				}
 				outcomes = append(outcomes, o)
 			case <-others.C:
 				break more
-			case <-stop: // all that will ever come is there
-				select {
-				case o := <-s.settled:
-					outcomes = append(outcomes, o)
-				default:
-					break more
-				}
 			}
 		}
 		others.Stop()
@@ -580,9 +566,7 @@ func (s *subscription) giveBack(rows []Row) {
 	for _, r := range rows {
 		s.free(r)
 	}
-	closed := make(chan struct{})
-	close(closed)
-	s.exec("available_at = 0, attempts = attempts - 1", rows, closed)
+	s.exec("available_at = 0, attempts = attempts - 1", rows, past.Done())
 }
 
 // renew keeps the leases of the messages in flight.
