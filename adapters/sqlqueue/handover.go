@@ -2,7 +2,6 @@ package sqlqueue
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 )
@@ -139,9 +138,4 @@ func (s *subscription) found(full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.behind = full
-}
-
-// lease is when the lease of a row that is taken now ends, as an SQL expression.
-func (s *subscription) lease() string {
-	return fmt.Sprintf("%s + %d", s.db.Now, s.cfg.Lease.Microseconds())
 }

@@ -103,7 +103,7 @@ CREATE INDEX platoon_orderId ON platoon (orderId);`,
 			}
 		}`,
 		}, {
-			File: "adapters/sqlqueue/reader.go",
+			File: "adapters/sqlqueue/claim.go",
 			Old:  `"available_at <= "+s.db.Now, []any{}`,
 			New:  `fmt.Sprintf("id > %d AND available_at <= ", s.last)+s.db.Now, []any{}`,
 		}},
