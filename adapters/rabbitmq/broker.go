@@ -55,13 +55,11 @@ type Config struct {
 	// CheckEvery is how often a reader makes sure that its queue is bound. One to whom nothing comes for six times as long
 	// begins again. Default 10 s.
 	CheckEvery time.Duration
-	// ReconnectMin and ReconnectMax bound the wait between two attempts, which doubles each time and is then
-	// drawn at random from zero up to that, so that processes do not return all at once. Default 100 ms and 10 s.
-	ReconnectMin, ReconnectMax time.Duration
+	// ReconnectMax bounds the wait between two attempts, which doubles each time and is then drawn at random from zero
+	// up to that, so that processes do not return all at once. Default 10 s.
+	ReconnectMax time.Duration
 	// NackDelay is how long a nacked message is held before it is delivered again. Default 200 ms.
 	NackDelay time.Duration
-	// ConnectionName is what RabbitMQ shows for the connections, followed by their use. Default "takeout".
-	ConnectionName string
 }
 
 func (c Config) withDefaults() Config {
@@ -73,10 +71,8 @@ func (c Config) withDefaults() Config {
 		DrainTimeout:   positive(c.DrainTimeout, 20*time.Second),
 		DeliveryLimit:  positive(c.DeliveryLimit, 50),
 		Heartbeat:      positive(c.Heartbeat, 5*time.Second),
-		ReconnectMin:   positive(c.ReconnectMin, 100*time.Millisecond),
 		ReconnectMax:   positive(c.ReconnectMax, 10*time.Second),
 		NackDelay:      positive(c.NackDelay, 200*time.Millisecond),
-		ConnectionName: cmp.Or(c.ConnectionName, "takeout"),
 	}
 }
 

@@ -198,7 +198,7 @@ type session struct {
 func dial(ctx context.Context, a address, cfg Config, use string, changed func(string, bool)) (*session, error) {
 	s := &session{dead: make(chan struct{}), blockedSince: make(chan struct{})}
 	properties := amqp.NewConnectionProperties()
-	properties.SetClientConnectionName(cfg.ConnectionName + " " + use)
+	properties.SetClientConnectionName("takeout " + use)
 
 	timeout := dialTimeout
 	if a.uri.ConnectionTimeout > 0 {
@@ -350,14 +350,15 @@ func (s *session) call(f func() error) error {
 
 // backoff is how long to wait before trying again.
 type backoff struct {
-	min, max, next time.Duration
+	max, next time.Duration
 }
 
-func newBackoff(cfg Config) *backoff {
-	return &backoff{cfg.ReconnectMin, cfg.ReconnectMax, cfg.ReconnectMin}
-}
+// firstBackoff is the most that is waited before the second try.
+const firstBackoff = 100 * time.Millisecond
 
-func (b *backoff) reset() { b.next = b.min }
+func newBackoff(cfg Config) *backoff { return &backoff{cfg.ReconnectMax, firstBackoff} }
+
+func (b *backoff) reset() { b.next = firstBackoff }
 
 // delay returns how long to wait this time: anything up to twice as much as the last time.
 func (b *backoff) delay() time.Duration {
