@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"takeout/domain"
-	"takeout/domain/dispatch"
 	"takeout/domain/event"
 	"takeout/domain/order"
 )
@@ -87,84 +86,6 @@ func (s *Compensation) RecreateCancelled(ctx context.Context, e event.OrderCance
 		return err
 	}
 	return s.recreate(ctx, want)
-}
-
-// asAnnounced returns the order of the event as far as it had come. One that is announced while it is on its way comes
-// with its courier: without one it would be sent out again. All consumers of the event ask here, or placedTerms: what one
-// refuses, no other may act on.
-func asAnnounced(e event.OrderPlaced) (*order.Order, error) {
-	o, err := rebuild(e.Order)
-	if err != nil {
-		return nil, err
-	}
-	if e.Version > maxAnnounced {
-		return nil, domain.InvalidField("version", "version_out_of_range", "version must be at most %d", maxAnnounced)
-	}
-	if d := e.Dispatch; d != nil {
-		courier, err := courierOf(d.CourierID, d.AssignedAt)
-		if err != nil {
-			return nil, err
-		}
-		o.MarkDispatched(courier.String(), d.AssignedAt)
-		if d.DeliveredAt != nil {
-			if err := domain.CheckTime("delivered_at", *d.DeliveredAt); err != nil {
-				return nil, err
-			}
-			o.MarkDelivered(courier.String(), d.AssignedAt, *d.DeliveredAt)
-		}
-	}
-	if o.Snapshot().Status.String() != e.Status {
-		return nil, domain.Errorf(domain.Invalid, "event_contradictory",
-			"the event says that order %s is in another status than follows from its dispatch", e.OrderID)
-	}
-	o.CatchUp(e.Version)
-	return o, nil
-}
-
-// asCancelled is asAnnounced of an order that is cancelled.
-func asCancelled(e event.OrderCancelled) (*order.Order, error) {
-	o, err := rebuild(e.Order)
-	if err != nil {
-		return nil, err
-	}
-	if err := domain.CheckTime("cancelled_at", e.CancelledAt); err != nil {
-		return nil, err
-	}
-	if _, err := o.Cancel(e.Reason, e.CancelledAt); err != nil {
-		return nil, err
-	}
-	o.CatchUp(min(e.Version, event.MaxVersion-1)) // which has a next
-	return o, nil
-}
-
-// courierOf returns the courier of an event, who was assigned at that time, which may not be known any more.
-func courierOf(id string, assigned time.Time) (dispatch.CourierID, error) {
-	if !assigned.IsZero() {
-		if err := domain.CheckTime("assigned_at", assigned); err != nil {
-			return dispatch.CourierID{}, err
-		}
-	}
-	return dispatch.ParseCourierID(id)
-}
-
-// maxAnnounced is the highest version of a placed order that is believed. It leaves room: an order that is made again goes
-// on from there, and what it announces later must be a version that events can have.
-const maxAnnounced = 1 << 30
-
-// rebuild returns the order of the event as it was placed. The rules of an order hold for one that is announced, too.
-func rebuild(e event.Order) (*order.Order, error) {
-	id, err := order.ParseID(e.OrderID)
-	if err != nil {
-		return nil, err
-	}
-	money, err := domain.NewMoney(e.Amount, e.Currency)
-	if err != nil {
-		return nil, err
-	}
-	if err := domain.CheckTime("placed_at", e.PlacedAt); err != nil {
-		return nil, err
-	}
-	return order.Place(id, e.Name, money, e.PlacedAt)
 }
 
 func (s *Compensation) recreate(ctx context.Context, want *order.Order) error {
@@ -353,43 +274,4 @@ func (b *breaker) resume() {
 	if b.why != "" {
 		b.why, b.resumed, b.began, b.announced, b.missing = "", true, time.Now(), 0, 0
 	}
-}
-
-// termsOf returns what the event says was ordered. The rules of an order hold for one that is announced, too: whatever is
-// dispatched or charged could have been placed.
-func termsOf(e event.Order) (order.Terms, error) {
-	o, err := rebuild(e)
-	if err != nil {
-		return order.Terms{}, err
-	}
-	return termsAt(o, e.Version), nil
-}
-
-func placedTerms(e event.OrderPlaced) (order.Terms, error) {
-	o, err := asAnnounced(e)
-	if err != nil {
-		return order.Terms{}, err
-	}
-	return termsAt(o, e.Version), nil
-}
-
-func cancelledTerms(e event.OrderCancelled) (order.Terms, error) {
-	o, err := asCancelled(e)
-	if err != nil {
-		return order.Terms{}, err
-	}
-	return termsAt(o, e.Version), nil
-}
-
-// termsAt returns what was ordered, as an event told it that has this version.
-func termsAt(o *order.Order, version int64) order.Terms {
-	s := o.Snapshot()
-	return order.Terms{OrderID: s.ID, Name: s.Name, Money: s.Money, PlacedAt: s.PlacedAt, Version: version}
-}
-
-// orderEvent is termsOf the other way round.
-func orderEvent(t order.Terms) event.Order {
-	return facts(order.Snapshot{
-		ID: t.OrderID, Name: t.Name, Money: t.Money, PlacedAt: t.PlacedAt, Status: order.Placed, Version: t.Version,
-	})
 }
