@@ -16,7 +16,6 @@ import (
 	"takeout/adapters/sqldb"
 	"takeout/adapters/sqlstore"
 	"takeout/ports/httpapi"
-	"takeout/ports/messaging"
 )
 
 // Diagnosis is what Doctor says about one dependency.
@@ -114,7 +113,7 @@ func (s *Service) examineReading(ctx context.Context) error {
 		return nil // what is in tables of its own is examined as they are
 	}
 	var queues []string
-	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
+	for _, route := range s.routes() {
 		if s.cfg.has(route.Role) {
 			queues = append(queues, route.Queue)
 		}

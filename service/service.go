@@ -269,10 +269,14 @@ func (s *Service) seedCouriers(ctx context.Context) error {
 	return nil
 }
 
-// bind makes every queue of the topology, whether its consumer runs here or not: what a relay publishes must have
-// somewhere to go.
+// routes are all that this installation has, whether their consumers run here or not.
+func (s *Service) routes() []messaging.Route {
+	return messaging.Topology(s.useCases, s.cfg.withPayment())
+}
+
+// bind makes the queues of all routes: what a relay publishes must have somewhere to go.
 func (s *Service) bind() error {
-	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
+	for _, route := range s.routes() {
 		if err := s.broker.Bind(route.Event, route.Queue); err != nil {
 			return fmt.Errorf("bind %s to %s: %w", route.Queue, route.Event, err)
 		}
@@ -330,7 +334,7 @@ func (s *Service) failureDesk() *app.FailureDesk {
 	for _, db := range s.databases {
 		stores[db.DB().Name()] = db
 	}
-	return app.NewFailureDesk(stores, messaging.Validator(messaging.Topology(s.useCases, s.cfg.withPayment())), s.cfg.eventKeys())
+	return app.NewFailureDesk(stores, messaging.Validator(s.routes()), s.cfg.eventKeys())
 }
 
 // timeline tells the way of an order from the databases that this process opened.
@@ -349,7 +353,7 @@ func (s *Service) addConsumers() error {
 	if err != nil {
 		return err
 	}
-	for _, route := range messaging.Topology(s.useCases, s.cfg.withPayment()) {
+	for _, route := range s.routes() {
 		if s.cfg.has(route.Role) {
 			db := s.of(route.Role.Service())
 			retries := db.Retries(route.Queue, s.cfg.DrainTimeout, s.logger)
