@@ -274,13 +274,14 @@ func (d *Database) payloads(ctx context.Context, tx *sql.Tx, failures []lockedFa
 		numbers[i] = f.number
 	}
 	payloads := map[int64][]byte{}
-	_, err := collect(ctx, tx, func(row scanner) (none struct{}, err error) {
-		var number int64
-		var bytes []byte
-		err = row.Scan(&number, &bytes)
-		payloads[number] = append(payloads[number], bytes...)
-		return none, err
-	}, "SELECT failure_id, bytes FROM failure_payload WHERE "+among("failure_id", len(numbers))+" ORDER BY failure_id, part", numbers...)
+	err := each(ctx, tx, "SELECT failure_id, bytes FROM failure_payload WHERE "+among("failure_id", len(numbers))+" ORDER BY failure_id, part", numbers,
+		func(row scanner) error {
+			var number int64
+			var bytes []byte
+			err := row.Scan(&number, &bytes)
+			payloads[number] = append(payloads[number], bytes...)
+			return err
+		})
 	return payloads, err
 }
 
