@@ -1,27 +1,23 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/google/uuid"
 
 	"takeout/ports/httpapi"
 )
 
-// orderCmd are the commands that talk to a running takeout, over its HTTP API as every other client does.
+// orderCmd are the commands about orders.
 type orderCmd struct {
 	Place    orderPlaceCmd    `cmd:"" help:"Place an order."`
 	Get      orderGetCmd      `cmd:"" help:"Show an order."`
@@ -29,13 +25,6 @@ type orderCmd struct {
 	Watch    orderWatchCmd    `cmd:"" help:"Show an order each time it changes, until it is dispatched or at its end."`
 	Cancel   orderCancelCmd   `cmd:"" help:"Cancel an order that is not delivered."`
 	Timeline orderTimelineCmd `cmd:"" help:"Show every stored step of an order's way, the oldest first."`
-}
-
-type client struct {
-	formatFlag
-	URL string `name:"url" env:"TAKEOUT_URL" default:"http://127.0.0.1:8080" help:"Where takeout serves HTTP."`
-
-	operator string // who acts, empty if nobody needs to know
 }
 
 type orderPlaceCmd struct {
@@ -149,74 +138,56 @@ func (c *orderWatchCmd) Run(out output) error {
 	}
 }
 
+type orderCancelCmd struct {
+	client
+	OrderID string `arg:"" name:"order-id" help:"The order's id."`
+	Reason  string `help:"Why, for people; at most 200 characters."`
+}
+
+// Run cancels the order. Cancelling again changes nothing, so it may be tried again.
+func (c *orderCancelCmd) Run(out output) error {
+	var order httpapi.OrderBody
+	body := map[string]any{"reason": c.Reason}
+	if err := c.call(context.Background(), http.MethodPost, "/v1/orders/"+url.PathEscape(c.OrderID)+"/cancel", body, "", &order); err != nil {
+		return err
+	}
+	return out.orders(c.formatFlag, order, order)
+}
+
+type orderTimelineCmd struct {
+	client
+	OrderID string `arg:"" name:"order-id" help:"The order's id."`
+}
+
+// Run shows the order's way. What is missing because a database was not asked or does not answer is said on stderr.
+func (c *orderTimelineCmd) Run(out output) error {
+	var timeline httpapi.TimelineBody
+	err := c.call(context.Background(), http.MethodGet, "/v1/orders/"+url.PathEscape(c.OrderID)+"/timeline", nil, "", &timeline)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{{"TIME", "DATABASE", "STEP", "HANDLER", "EVENT", "DETAIL"}}
+	for _, step := range timeline.Steps {
+		rows = append(rows, []string{
+			step.At.Format("2006-01-02T15:04:05.000000Z07:00"), step.Database, step.Step, step.Handler,
+			strings.TrimSpace(step.Event + " " + step.EventID), step.Detail,
+		})
+	}
+	if err := out.write(c.formatFlag, timeline, rows); err != nil {
+		return err
+	}
+	if out.table(c.formatFlag) {
+		for _, missing := range slices.Concat(timeline.NotAsked, timeline.Unavailable) {
+			fmt.Fprintln(out.err, "without the steps of", missing)
+		}
+	}
+	return nil
+}
+
 func (c *client) get(ctx context.Context, id string) (httpapi.OrderBody, error) {
 	var order httpapi.OrderBody
 	err := c.call(ctx, http.MethodGet, "/v1/orders/"+url.PathEscape(id), nil, "", &order)
 	return order, err
-}
-
-// errUnknown is an error after which the same request may be sent again under the same key.
-type errUnknown struct{ error }
-
-func retryable(err error) bool {
-	_, ok := errors.AsType[errUnknown](err)
-	return ok
-}
-
-// call sends a request and decodes the answer. What the server says is wrong becomes the error.
-func (c *client) call(ctx context.Context, method, path string, body any, key string, answer any) error {
-	var payload io.Reader
-	if body != nil {
-		encoded, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		payload = bytes.NewReader(encoded)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	server, err := url.Parse(c.URL)
-	if err != nil || server.Scheme != "http" && server.Scheme != "https" || server.Host == "" {
-		return usage(fmt.Errorf("--url (TAKEOUT_URL): must be such as http://127.0.0.1:8080"))
-	}
-	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.URL, "/")+path, payload)
-	if err != nil {
-		return err
-	}
-	if body != nil {
-		request.Header.Set("Content-Type", "application/json")
-	}
-	if strings.ContainsFunc(key+c.operator, unicode.IsControl) {
-		return usage(errors.New("--idempotency-key and --operator: must be one line of text")) // or it would not even be sent
-	}
-	if key != "" {
-		request.Header.Set("Idempotency-Key", key)
-	}
-	if c.operator != "" {
-		request.Header.Set("X-Operator", c.operator)
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return errUnknown{fmt.Errorf("no takeout answers at %s: %w; is takeout serve running there? (--url)", server.Redacted(), errors.Unwrap(err))}
-	}
-	defer response.Body.Close()
-	if response.StatusCode >= http.StatusBadRequest {
-		var problem httpapi.Problem
-		if err := json.NewDecoder(response.Body).Decode(&problem); err != nil || problem.Detail == "" {
-			problem.Detail = response.Status
-		}
-		err := fmt.Errorf("%s", problem.Detail)
-		for _, field := range problem.Errors {
-			if field.Detail != problem.Detail {
-				err = fmt.Errorf("%w; %s: %s", err, field.Field, field.Detail)
-			}
-		}
-		if response.StatusCode >= http.StatusInternalServerError {
-			return errUnknown{err}
-		}
-		return err
-	}
-	return json.NewDecoder(response.Body).Decode(answer)
 }
 
 // orders writes orders as a table, or value as JSON.
