@@ -45,6 +45,7 @@ var settings = map[string]limits{
 	"database-url": {right: []string{"", "mysql://h/", "mysql://h", "mysql://user:" + password + "@h:1/prefix"}, wrong: append([]string{
 		"sqlite:x", "mysql://", "mysql:", "mysql:///p", "mysql://user:" + password + "@/", "mysql://user:" + password + "%zz@h/", "mysql://user:" + password + "@h:70000/", "mysql://user:" + password + "@h/?x=1",
 		"mysql://user:1#" + password + "@h/", "mysql://user:1?" + password + "@h/",
+		"mysql://h/a/b", "mysql://h/prefix/", "mysql://h//",
 	}, noURLs...)},
 	"order-database-url": databases(), "dispatch-database-url": databases(), "payment-database-url": databases(), "points-database-url": databases(),
 	"broker-url": {right: []string{"embedded:", "sql:sqlite:x.db", "amqp://h", "amqps://user:" + password + "@h:1/v", "amqp://h/?namespace=a.b"}, wrong: append([]string{

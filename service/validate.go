@@ -139,6 +139,9 @@ func (c *Config) validateURLs() error {
 	if c.DatabaseURL != "" && !strings.HasPrefix(c.DatabaseURL, "mysql://") {
 		return setting("database-url", "must start with mysql://; SQLite files go to --data-dir")
 	}
+	if u, err := url.Parse(c.DatabaseURL); err == nil && !strings.Contains(u.Path, "@") && strings.Contains(strings.TrimPrefix(u.Path, "/"), "/") {
+		return setting("database-url", "what follows the port is the prefix of the databases' names, and cannot have a / in it")
+	}
 	scheme, _, _ := strings.Cut(c.BrokerURL, ":")
 	if !slices.Contains([]string{"embedded", "sql", "amqp", "amqps"}, scheme) || !strings.Contains(c.BrokerURL, ":") ||
 		scheme == "embedded" && c.BrokerURL != "embedded:" {
