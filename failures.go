@@ -285,6 +285,9 @@ func (a *actor) actOnEach(out output, ids []string, action string, body any) err
 	return failed
 }
 
+// defaultRetryRate is what the flag says.
+const defaultRetryRate = 10
+
 type failuresRetryCmd struct {
 	actor
 	failureFilter
@@ -308,6 +311,8 @@ func (c *failuresRetryCmd) Run(out output) error {
 		return usage(fmt.Errorf("--rate: must be between 1 and 1000"))
 	case len(c.IDs) > 0 && (len(filter) > 0 || c.All || c.DryRun):
 		return usage(fmt.Errorf("give either ids or a filter; --dry-run works with a filter only"))
+	case len(c.IDs) > 0 && (c.StopOnFailure || c.Rate != defaultRetryRate):
+		return usage(fmt.Errorf("what is named by its id is retried at once; --rate and --stop-on-failure work with a filter only"))
 	case len(c.IDs) > 0:
 		return c.actOnEach(out, c.IDs, "retry", map[string]any{"reason": c.Reason})
 	case len(filter) == 0 && !c.All:
