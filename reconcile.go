@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -53,7 +56,11 @@ func (c *reconcileCmd) Run(out output) error {
 func reportRows(r reconcile.Report) [][]string {
 	rows := [][]string{{"CLASS", "ORDER", "STATE", "REPAIR"}}
 	for _, f := range r.Findings {
-		rows = append(rows, []string{f.Class, f.OrderID, f.State, f.Repair})
+		repair := f.Repair
+		if f.State == reconcile.StatePerson && repair == "" {
+			repair = amounts(f)
+		}
+		rows = append(rows, []string{f.Class, f.OrderID, f.State, repair})
 	}
 	for _, e := range r.Errors {
 		rows = append(rows, []string{"error", e, "", ""})
@@ -72,4 +79,17 @@ func reportRows(r reconcile.Report) [][]string {
 	return append(rows, []string{fmt.Sprintf("%s, for orders placed until %s: %d orders compared, %d of %d minutes equal, %d in flight, %d repaired, %d waiting, %d for a person; %s",
 		verdict, r.To.Format(time.RFC3339), r.Compared.Orders, r.Compared.Equal, r.Compared.Buckets, r.InFlight, r.Repaired, r.Waiting, r.Person,
 		r.FinishedAt.Sub(r.StartedAt).Round(time.Millisecond))})
+}
+
+// amounts says what each service's tables have as the order's amount, for who must decide which of them is right.
+func amounts(f reconcile.Finding) string {
+	var all []string
+	for _, service := range slices.Sorted(maps.Keys(f.Evidence)) {
+		for _, r := range f.Evidence[service] {
+			if r.Currency != "" {
+				all = append(all, fmt.Sprintf("%s has %d %s", service, r.Amount, r.Currency))
+			}
+		}
+	}
+	return strings.Join(all, ", ")
 }
