@@ -72,7 +72,7 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 	if response.StatusCode >= http.StatusBadRequest {
 		var problem httpapi.Problem
 		if err := json.NewDecoder(response.Body).Decode(&problem); err != nil || problem.Detail == "" {
-			problem.Detail = response.Status
+			problem.Detail = fmt.Sprintf("%s answers %s; is takeout serve running there? (--url)", server.Redacted(), response.Status)
 		}
 		err := fmt.Errorf("%s", problem.Detail)
 		for _, field := range problem.Errors {
@@ -85,5 +85,8 @@ func (c *client) call(ctx context.Context, method, path string, body any, key st
 		}
 		return err
 	}
-	return json.NewDecoder(response.Body).Decode(answer)
+	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
+		return fmt.Errorf("what answers at %s does not speak takeout's JSON: %w; is takeout serve running there? (--url)", server.Redacted(), err)
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -363,12 +364,17 @@ func (c *healthcheckCmd) Run(out output) error {
 		return fmt.Errorf("no takeout answers at %s", c.HTTPAddr)
 	}
 	defer response.Body.Close()
-	if _, err := io.Copy(out.out, response.Body); err != nil {
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err != nil {
 		return err
 	}
-	fmt.Fprintln(out.out)
-	if response.StatusCode != http.StatusOK {
+	fmt.Fprintf(out.out, "%s\n", body)
+	var ready struct{ Status string }
+	switch err := json.Unmarshal(body, &ready); {
+	case response.StatusCode != http.StatusOK:
 		return fmt.Errorf("not ready: %s", response.Status)
+	case err != nil || ready.Status == "":
+		return fmt.Errorf("what answers at %s is not takeout", c.HTTPAddr)
 	}
 	return nil
 }

@@ -52,7 +52,10 @@ func (c *orderPlaceCmd) Run(out output) error {
 		time.Sleep(time.Second)
 		err = c.call(context.Background(), http.MethodPost, "/v1/orders", body, c.IdempotencyKey, &order)
 	}
-	if err != nil {
+	switch {
+	case retryable(err):
+		return fmt.Errorf("%w; to try again without placing it twice, add --idempotency-key %s", err, c.IdempotencyKey)
+	case err != nil:
 		return err
 	}
 	return out.orders(c.formatFlag, order, order)
@@ -112,14 +115,18 @@ type orderWatchCmd struct {
 
 // Run shows the order each time that its version changes.
 func (c *orderWatchCmd) Run(out output) error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	watching, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	ctx, cancel := context.WithTimeout(watching, c.Timeout)
 	defer cancel()
+	var unseen error // why the order could not be looked at the last time
 	for seen := int64(0); ; {
 		order, err := c.get(ctx, c.OrderID)
 		if err != nil && !retryable(err) {
 			return err
+		}
+		if seen == 0 || ctx.Err() == nil { // otherwise it is the end that broke the last look
+			unseen = err
 		}
 		if err == nil && order.Version > seen {
 			seen = order.Version
@@ -132,6 +139,12 @@ func (c *orderWatchCmd) Run(out output) error {
 		}
 		select {
 		case <-ctx.Done():
+			switch {
+			case watching.Err() != nil:
+				return fmt.Errorf("stopped before order %s was dispatched", c.OrderID)
+			case unseen != nil:
+				return fmt.Errorf("order %s cannot be seen: %w", c.OrderID, unseen)
+			}
 			return fmt.Errorf("order %s was not dispatched within %s", c.OrderID, c.Timeout)
 		case <-time.After(200 * time.Millisecond):
 		}

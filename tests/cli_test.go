@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -342,6 +343,7 @@ func TestOrderCommandsSayWhatIsWrong(t *testing.T) {
 		require.Equal(t, 1, o.code)
 		require.Contains(t, o.stderr, "trying again under the same key")
 		require.Contains(t, o.stderr, "no takeout answers at")
+		require.Regexp(t, `to try again without placing it twice, add --idempotency-key [0-9a-f-]{36}\n$`, o.stderr)
 		require.Empty(t, o.stdout)
 	})
 	t.Run("watch of an order that waits", func(t *testing.T) {
@@ -355,6 +357,29 @@ func TestOrderCommandsSayWhatIsWrong(t *testing.T) {
 		require.Contains(t, o.stdout, "placed")
 		require.Equal(t, "takeout: order waits was not dispatched within 1s\n", o.stderr)
 	})
+	t.Run("watch, and nobody serves", func(t *testing.T) {
+		t.Parallel()
+		run(t, nobody, "order", "watch", "o", "--timeout", "1s").complains(t, 1, "order o cannot be seen: no takeout answers at")
+	})
+}
+
+func TestCommandsSayThatItIsNotTakeoutThatAnswers(t *testing.T) {
+	t.Parallel()
+	for _, page := range []string{"<html>Welcome</html>", ""} {
+		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				w.WriteHeader(http.StatusForbidden)
+			}
+			_, _ = io.WriteString(w, page)
+		}))
+		defer other.Close()
+		env := map[string]string{"TAKEOUT_URL": other.URL, "TAKEOUT_HTTP_ADDR": strings.TrimPrefix(other.URL, "http://")}
+		run(t, env, "failures", "list").complains(t, 1, "what answers at "+other.URL+" does not speak takeout's JSON")
+		run(t, env, "order", "place", "x", "1").complains(t, 1, other.URL+" answers 403 Forbidden; is takeout serve running there?")
+		o := run(t, env, "healthcheck")
+		require.Equal(t, 1, o.code)
+		require.Contains(t, o.stderr, "is not takeout")
+	}
 }
 
 func TestOrderIsPlacedOnceThoughTheAnswerWasLost(t *testing.T) {
