@@ -2,14 +2,14 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
-	"text/tabwriter"
+	"unicode"
 
 	"golang.org/x/term"
+	"golang.org/x/text/width"
 )
 
 // output is where commands write: what they found to out, everything else to err.
@@ -28,17 +28,45 @@ func (o output) write(format formatFlag, value any, rows [][]string) error {
 		encoder.SetEscapeHTML(false)
 		return encoder.Encode(value)
 	}
-	columns := tabwriter.NewWriter(o.out, 0, 0, 3, ' ', 0)
+	var widths []int // of all columns that another one follows
 	for _, row := range rows {
 		for i, cell := range row {
-			if i > 0 {
-				fmt.Fprint(columns, "\t")
+			row[i] = oneLine.Replace(printable(cell))
+			if i == len(widths) {
+				widths = append(widths, 0)
 			}
-			fmt.Fprint(columns, oneLine.Replace(printable(cell)))
+			if i < len(row)-1 {
+				widths[i] = max(widths[i], columns(row[i]))
+			}
 		}
-		fmt.Fprintln(columns)
 	}
-	return columns.Flush()
+	var table strings.Builder
+	for _, row := range rows {
+		for i, cell := range row {
+			table.WriteString(cell)
+			if i < len(row)-1 {
+				table.WriteString(strings.Repeat(" ", widths[i]-columns(cell)+3))
+			}
+		}
+		table.WriteString("\n")
+	}
+	_, err := io.WriteString(o.out, table.String())
+	return err
+}
+
+// columns is how many a terminal needs for the text: two for a Chinese character, none for an accent by itself.
+func columns(s string) int {
+	n := 0
+	for _, r := range s {
+		switch kind := width.LookupRune(r).Kind(); {
+		case unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf):
+		case kind == width.EastAsianWide || kind == width.EastAsianFullwidth:
+			n += 2
+		default:
+			n++
+		}
+	}
+	return n
 }
 
 // oneLine keeps a cell of a table in its row.
